@@ -1,0 +1,135 @@
+// Package tartarus is the VM runtime: the seam to whatever VMM runs a sandbox.
+//
+// A driver makes VMs and ends them. It knows nothing of requests, policies or
+// commands: it boots a guest bundle with two disks and hands back one byte
+// stream to the guest, over which package guestdial speaks guestwire. The
+// suite is drivertest, and every driver passes it. What a driver can do is
+// data (Info), never its name.
+package tartarus
+
+import (
+	"context"
+	"io"
+	"net"
+	"os"
+	"time"
+
+	"github.com/tartarus-vm/tartarus/internal/sandbox"
+)
+
+// Driver makes VMs. All methods may be called at once.
+type Driver interface {
+	// Info says what the driver is and can do; it is the same for its life.
+	Info() Info
+
+	// Start makes a VM and boots it. It returns once the VMM runs; the guest
+	// may still be booting (VM.Dial waits for it). When it fails nothing is
+	// left: no process, file, mount or cgroup. ctx bounds Start alone, the VM
+	// lives on.
+	//
+	// A Start that is interrupted by the agent's death leaves at most what
+	// Reap removes.
+	Start(ctx context.Context, s Spec) (VM, error)
+
+	// Reap ends whatever an earlier process of this agent left of the VM in
+	// Spec.Dir, running or half made, and removes what Start made. It is no
+	// error when there is nothing. h is what the journal holds, and may be the
+	// zero value: then the folder alone says.
+	Reap(ctx context.Context, dir string, h Handle) error
+}
+
+// Info describes a driver.
+type Info struct {
+	Name        string // as in the record's runtime.driver
+	Version     string // of the VMM
+	Accelerator string // kvm, tcg or none
+	Isolation   sandbox.Isolation
+	CanPause    bool // VM.Pause and VM.Resume work
+	CanSnapshot bool // reserved: warm start
+	CanNetwork  bool // takes a network card
+	MaxVCPUs    int
+}
+
+// Spec is one VM. Files stay the caller's; the VMM only reads Kernel, Initrd
+// and Root, and owns Scratch until the VM has ended.
+type Spec struct {
+	ID        sandbox.ID
+	Dir       string // an existing private folder for sockets and files of this VM; the caller removes it
+	Kernel    string // an ELF vmlinux with a PVH note
+	Initrd    string
+	Cmdline   string // what the guest bundle wants; the driver adds its own
+	Root      string // the template's disk, read-only, first block device
+	Scratch   string // the sandbox's own disk, second block device
+	VCPUs     int
+	MemoryMiB int64
+	Lifeline  *os.File // nil, or: the VM ends when its other end closes (the agent's death). Stays the caller's.
+}
+
+// VM is one virtual machine. All methods may be called at once, and after its
+// end.
+type VM interface {
+	// Handle is what the journal keeps, so that a later agent finds the VM.
+	Handle() Handle
+
+	// Dial opens the byte stream to the guest: it waits until the guest
+	// listens, or ctx ends, or the VM does. A new stream ends the one before.
+	// The caller closes it.
+	Dial(ctx context.Context) (net.Conn, error)
+
+	// Isolation is what really confines this VM.
+	Isolation() sandbox.Isolation
+
+	// Sample reads what the host sees the VM use.
+	Sample() (Sample, error)
+
+	// Pause stops the vCPUs and Resume lets them go on, where Info says it
+	// can; otherwise fault.Unsupported.
+	Pause(ctx context.Context) error
+	Resume(ctx context.Context) error
+
+	// Console writes the last bytes of the guest's console, at most
+	// ConsoleBytes, raw: the guest may have written anything.
+	Console(w io.Writer) error
+
+	// Done is closed when the VMM has ended, by whomever.
+	Done() <-chan struct{}
+
+	// Exit tells how the VMM ended; only after Done.
+	Exit() Exit
+
+	// Kill ends the VM at once, waits until the process is gone and removes
+	// everything Start made outside Spec.Dir. It may be called again.
+	Kill(ctx context.Context) error
+}
+
+// ConsoleBytes bounds what is kept of a guest's console.
+const ConsoleBytes = 64 << 10
+
+// Handle finds a VMM's process again: a pid alone may have been reused.
+type Handle struct {
+	Driver    string `json:"driver"`
+	Pid       int    `json:"pid"`        // of the process that ends the whole VM when killed
+	StartTime uint64 `json:"start_time"` // field 22 of /proc/PID/stat, clock ticks after boot
+	BootID    string `json:"boot_id"`    // /proc/sys/kernel/random/boot_id
+	Cgroup    string `json:"cgroup,omitempty"`
+}
+
+// Sample is what the host sees of a VM's use.
+type Sample struct {
+	At              time.Time
+	CPUSeconds      float64
+	MemoryBytes     int64 // resident and private, of the VMM
+	MemoryPeakBytes int64
+	OOMKills        int64 // by the host's cgroup; 0 without one
+	DiskWritten     int64
+}
+
+// Exit tells how a VMM ended.
+type Exit struct {
+	At      time.Time
+	Code    int    // the VMM's exit status, -1 if a signal ended it or it is unknown
+	Signal  int    // 0 if none
+	Stderr  string // its last words, bounded; for our log
+	OOMKill bool   // the host's cgroup counted an OOM kill
+	ByKill  bool   // by VM.Kill
+}
