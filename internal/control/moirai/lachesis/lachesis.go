@@ -1,0 +1,175 @@
+// Package lachesis is the filter and score of the scheduler: which nodes may
+// take a sandbox, and which are better.
+//
+// It is a pure function of what it is given. A node that is left out has a
+// reason; operators see it with the node's name, tenants by kind and count.
+package lachesis
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/tartarus-vm/tartarus/internal/sandbox"
+)
+
+// Kind is why a node is left out, as tenants see it.
+type Kind string
+
+// The kinds, in the order they are looked for: what a node can never give
+// comes before what it cannot give now.
+const (
+	Labels    Kind = "labels"
+	Isolation Kind = "isolation"
+	Network   Kind = "network"
+	Size      Kind = "size" // larger than the whole node
+	Stale     Kind = "no heartbeat"
+	Draining  Kind = "draining"
+	CPU       Kind = "cpu"
+	Memory    Kind = "memory"
+	Disk      Kind = "disk"
+)
+
+// Ranking is the decision.
+type Ranking struct {
+	Candidates []sandbox.Node // best first
+	LeftOut    []LeftOut      // in the order of the nodes given
+}
+
+// LeftOut is a node that may not take it, and why.
+type LeftOut struct {
+	Node   string
+	Kind   Kind
+	Reason string
+}
+
+// View is what a decision is made from.
+type View struct {
+	Nodes []sandbox.Node
+	Now   time.Time
+	Fresh time.Duration // a node that was not heard of for longer is left out
+	Avoid map[string]bool
+}
+
+// Rank decides where a request may go. Candidates are ordered from the least
+// to the most loaded after placing it there, equals by ID.
+func Rank(want sandbox.Resolved, v View) Ranking {
+	var r Ranking
+	for _, n := range v.Nodes {
+		if kind, reason := reject(want, n, v); kind != "" {
+			r.LeftOut = append(r.LeftOut, LeftOut{Node: n.ID, Kind: kind, Reason: reason})
+			continue
+		}
+		r.Candidates = append(r.Candidates, n)
+	}
+	slices.SortFunc(r.Candidates, func(a, b sandbox.Node) int {
+		return cmp.Or(
+			cmp.Compare(load(want, a), load(want, b)),
+			strings.Compare(a.ID, b.ID))
+	})
+	return r
+}
+
+// Need is the room a request takes on a node: the VMM's overhead counts.
+func Need(want sandbox.Resolved) sandbox.Capacity {
+	return sandbox.Capacity{
+		VCPUs:     want.Resources.VCPUs,
+		MemoryMiB: want.Resources.MemoryMiB + sandbox.VMOverheadMiB,
+		DiskMiB:   want.Resources.DiskMiB,
+	}
+}
+
+func reject(want sandbox.Resolved, n sandbox.Node, v View) (Kind, string) {
+	for k, val := range want.NodeSelector {
+		if have, ok := n.Labels[k]; !ok || have != val {
+			return Labels, fmt.Sprintf("label %s is %q, wanted %q", k, have, val)
+		}
+	}
+	if k, why := belowFloor(want.Isolation, n.Isolation); k {
+		return Isolation, why
+	}
+	if !want.Network.Empty() && !n.Network {
+		return Network, "the node cannot give a sandbox a network card"
+	}
+	need := Need(want)
+	if need.VCPUs > n.Capacity.VCPUs || need.MemoryMiB > n.Capacity.MemoryMiB || need.DiskMiB > n.Capacity.DiskMiB {
+		return Size, fmt.Sprintf("needs %d vCPUs, %d MiB memory, %d MiB disk; the whole node has %d, %d, %d",
+			need.VCPUs, need.MemoryMiB, need.DiskMiB, n.Capacity.VCPUs, n.Capacity.MemoryMiB, n.Capacity.DiskMiB)
+	}
+	if age := v.Now.Sub(n.SeenAt); age > v.Fresh {
+		return Stale, fmt.Sprintf("last heard of %v ago", age.Round(time.Millisecond))
+	}
+	if n.Draining || v.Avoid[n.ID] {
+		return Draining, "takes nothing new, or refused it a moment ago"
+	}
+	return full(need, n)
+}
+
+func full(need sandbox.Capacity, n sandbox.Node) (Kind, string) {
+	for _, d := range []struct {
+		kind             Kind
+		need, used, have int64
+		unit             string
+	}{
+		{CPU, int64(need.VCPUs), int64(n.InUse.VCPUs), int64(n.Capacity.VCPUs), "vCPUs"},
+		{Memory, need.MemoryMiB, n.InUse.MemoryMiB, n.Capacity.MemoryMiB, "MiB"},
+		{Disk, need.DiskMiB, n.InUse.DiskMiB, n.Capacity.DiskMiB, "MiB"},
+	} {
+		if d.used+d.need > d.have {
+			return d.kind, fmt.Sprintf("needs %d %s; %d of %d are in use", d.need, d.unit, d.used, d.have)
+		}
+	}
+	return "", ""
+}
+
+func belowFloor(floor sandbox.IsolationFloor, have sandbox.Isolation) (bool, string) {
+	if floor.Accelerator != "" && floor.Accelerator != have.Accelerator {
+		return true, fmt.Sprintf("accelerator is %q, the policy insists on %q", have.Accelerator, floor.Accelerator)
+	}
+	for _, layer := range floor.Confinement {
+		if !slices.Contains(have.Confinement, layer) {
+			return true, fmt.Sprintf("confinement lacks %q", layer)
+		}
+	}
+	return false, ""
+}
+
+// load is how full the fullest resource of n would be, 0 to 1.
+func load(want sandbox.Resolved, n sandbox.Node) float64 {
+	need := Need(want)
+	return max(
+		frac(int64(n.InUse.VCPUs+need.VCPUs), int64(n.Capacity.VCPUs)),
+		frac(n.InUse.MemoryMiB+need.MemoryMiB, n.Capacity.MemoryMiB),
+		frac(n.InUse.DiskMiB+need.DiskMiB, n.Capacity.DiskMiB))
+}
+
+func frac(a, b int64) float64 {
+	if b <= 0 {
+		return 1
+	}
+	return float64(a) / float64(b)
+}
+
+// Summary tells why no node took it, by kind and count: no node names, so
+// that a tenant may read it.
+func (r Ranking) Summary() []string {
+	counts := map[Kind]int{}
+	var kinds []Kind
+	for _, l := range r.LeftOut {
+		if counts[l.Kind] == 0 {
+			kinds = append(kinds, l.Kind)
+		}
+		counts[l.Kind]++
+	}
+	slices.Sort(kinds)
+	out := make([]string, 0, len(kinds))
+	for _, k := range kinds {
+		out = append(out, fmt.Sprintf("%s: %d", k, counts[k]))
+	}
+	if len(out) == 0 && len(r.Candidates) == 0 {
+		out = append(out, "no nodes")
+	}
+	return out
+}
