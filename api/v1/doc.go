@@ -1,0 +1,4 @@
+// Package tartarusv1 is the contract of Tartarus in Go: messages, gRPC clients
+// and servers and REST routes made from tartarus.proto, and its OpenAPI
+// document.
+package tartarusv1
