@@ -1,0 +1,60 @@
+# Tartarus. `make help` lists the targets.
+
+SHELL   := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+GO      ?= go
+VERSION ?= $(shell git describe --always --dirty 2>/dev/null || echo unknown)
+GUEST   := internal/assembly/guest/tartarus-guest
+LINT    := .cache/bin/golangci-lint
+BUF     := $(GO) tool -modfile=tools/go.mod buf
+
+.PHONY: help run build guest test test-go fuzz lint generate bench deps deps-test clean
+
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: deps build ## install what is missing, build, prepare, and run a real job in a real VM
+	bin/tartarus setup
+	@echo
+	@echo '$$ bin/tartarus run --timings --template debian -- python3 -c "print(40+2)"'
+	bin/tartarus run --timings --template debian -- python3 -c 'import platform; print(40+2, "from", platform.node(), platform.release())'
+
+build: guest ## build bin/tartarus, one static binary
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/tartarus ./cmd/tartarus
+
+guest: ## build the guest's init, which the binary embeds
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $(GUEST) ./cmd/tartarus-guest
+
+test: deps-test build ## everything that CI runs
+	@scripts/test.sh
+
+test-go: guest ## the Go tests alone, with the race detector
+	$(GO) test -race ./...
+
+fuzz: ## every fuzz target for a few seconds
+	scripts/fuzz.sh 5s
+
+lint: $(LINT) ## gofmt, vet, golangci-lint, buf, and stale generated files
+	@test -z "$$(gofmt -l $$(git ls-files '*.go' ':!*.pb.go' ':!*.pb.gw.go'))" || { gofmt -l $$(git ls-files '*.go'); echo 'gofmt: the files above'; exit 1; }
+	$(GO) vet ./...
+	$(LINT) run ./...
+	$(BUF) lint
+
+$(LINT): tools/lint/go.mod
+	$(GO) build -modfile=tools/lint/go.mod -o $@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+
+generate: ## the code that comes from the API's definition, and the docs that come from tables
+	$(BUF) generate
+	UPDATE=1 $(GO) test ./internal/archtest ./internal/cli -run 'Glossary|Generated' -count=1
+
+bench: build ## benchmarks, each beside a raw floor
+	$(GO) test -run '^$$' -bench . -benchtime 2s ./internal/control/ledger/... ./internal/guest/guestwire/...
+
+deps:
+	@scripts/deps.sh run
+
+deps-test:
+	@scripts/deps.sh run test
+
+clean: ## remove what was built here (not the state)
+	rm -rf bin .cache $(GUEST)

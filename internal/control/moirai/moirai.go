@@ -1,0 +1,220 @@
+// Package moirai is the scheduler: clotho takes requests in, lachesis decides
+// where they may go, atropos binds them.
+package moirai
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/tartarus-vm/tartarus/internal/control/ledger"
+	"github.com/tartarus-vm/tartarus/internal/control/moirai/atropos"
+	"github.com/tartarus-vm/tartarus/internal/control/moirai/clotho"
+	"github.com/tartarus-vm/tartarus/internal/control/moirai/lachesis"
+	"github.com/tartarus-vm/tartarus/internal/fault"
+	"github.com/tartarus-vm/tartarus/internal/sandbox"
+)
+
+// Queue is where requests come from and where they go back to.
+type Queue interface {
+	clotho.Queue
+	// Return gives a claim back. tenantLimited: it waits for its tenant's own
+	// limit, and the tenant's others need not be tried before something of it ends.
+	Return(ctx context.Context, c ledger.Claim, w ledger.Waiting, tenantLimited bool) error
+}
+
+// Ledger is what the scheduler needs of the book.
+type Ledger interface {
+	atropos.Ledger
+	End(ctx context.Context, a sandbox.Assignment, end sandbox.End) (sandbox.Record, error)
+}
+
+// Nodes is the registry (hades).
+type Nodes interface {
+	atropos.Orders
+	Nodes(ctx context.Context) ([]sandbox.Node, error)
+	Fresh() time.Duration
+}
+
+// Config is what a Scheduler is made of.
+type Config struct {
+	Queue    Queue
+	Ledger   Ledger
+	Nodes    Nodes
+	Verdicts clotho.Verdicts
+	Workers  int              // how many requests are placed at once; 4 if zero
+	Clock    func() time.Time // time.Now if nil
+	Logger   *slog.Logger     // nil: none
+}
+
+// Scheduler places requests.
+type Scheduler struct {
+	cfg    Config
+	intake clotho.Intake
+	binder atropos.Binder
+
+	mu    sync.Mutex
+	avoid map[sandbox.ID]refusals
+}
+
+// refusals are the nodes that refused a sandbox, until the memory fades.
+type refusals struct {
+	until time.Time
+	nodes map[string]bool
+}
+
+// avoidFor is how long a node that refused a sandbox is not asked again.
+const avoidFor = 5 * time.Second
+
+// New makes a Scheduler.
+func New(cfg Config) (*Scheduler, error) {
+	if cfg.Queue == nil || cfg.Ledger == nil || cfg.Nodes == nil || cfg.Verdicts == nil {
+		return nil, errors.New("moirai: Queue, Ledger, Nodes and Verdicts are required")
+	}
+	if cfg.Workers == 0 {
+		cfg.Workers = 4
+	}
+	if cfg.Clock == nil {
+		cfg.Clock = time.Now
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	return &Scheduler{
+		cfg:    cfg,
+		intake: clotho.Intake{Queue: cfg.Queue, Verdicts: cfg.Verdicts, Clock: cfg.Clock},
+		binder: atropos.Binder{Ledger: cfg.Ledger, Orders: cfg.Nodes, Clock: cfg.Clock, Logger: cfg.Logger},
+		avoid:  map[sandbox.ID]refusals{},
+	}, nil
+}
+
+// Run places requests until ctx ends.
+func (s *Scheduler) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	for range s.cfg.Workers {
+		g.Go(func() error { return s.work(ctx) })
+	}
+	return g.Wait()
+}
+
+// pauseAfterFault keeps a broken store from being asked in a tight circle.
+const pauseAfterFault = 500 * time.Millisecond
+
+func (s *Scheduler) work(ctx context.Context) error {
+	for {
+		th, err := s.intake.Next(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		switch {
+		case errors.Is(err, clotho.ErrUnsigned):
+			s.cfg.Logger.Error("a queued request is not signed by us", "sandbox", th.Claim.Admitted.Record.ID, "error", err)
+			err = s.end(ctx, th.Claim, sandbox.Internal, "its verdict does not hold any more")
+		case err == nil:
+			err = s.place(ctx, th)
+		}
+		if err != nil && ctx.Err() == nil {
+			s.cfg.Logger.Error("placing failed", "sandbox", th.Claim.Admitted.Record.ID, "error", err)
+			select {
+			case <-ctx.Done():
+			case <-time.After(pauseAfterFault):
+			}
+		}
+	}
+}
+
+// place decides and binds one request.
+func (s *Scheduler) place(ctx context.Context, th clotho.Thread) error {
+	nodes, err := s.cfg.Nodes.Nodes(ctx)
+	if err != nil {
+		return errors.Join(err, s.cfg.Queue.Return(ctx, th.Claim, th.Claim.Waiting, false))
+	}
+	id := th.Claim.Admitted.Record.ID
+	ranking := lachesis.Rank(th.Want, lachesis.View{Nodes: nodes, Now: s.cfg.Clock(), Fresh: s.cfg.Nodes.Fresh(), Avoid: s.avoided(id)})
+	outcome, node, err := s.binder.Bind(ctx, th.Claim, ranking.Candidates)
+	if err != nil {
+		return fmt.Errorf("binding %s: %w", id, err)
+	}
+	switch outcome {
+	case atropos.Bound, atropos.Overtaken:
+		s.forgive(id)
+		return nil
+	case atropos.Refused:
+		s.refused(id, node)
+		return nil
+	case atropos.TenantLimit:
+		return s.giveBack(ctx, th.Claim, ledger.Waiting{Reasons: []string{"waits for the tenant's own limit"}}, true)
+	}
+	return s.wait(ctx, th, ranking)
+}
+
+// wait gives back a request that no node fits, or ends it when that has been
+// so for too long.
+func (s *Scheduler) wait(ctx context.Context, th clotho.Thread, ranking lachesis.Ranking) error {
+	now := s.cfg.Clock()
+	w := ledger.Waiting{NoNodeSince: th.Claim.Waiting.NoNodeSince, Reasons: ranking.Summary()}
+	if len(w.Reasons) == 0 {
+		w.Reasons = []string{"every node that fitted filled up meanwhile"}
+	}
+	if w.NoNodeSince.IsZero() {
+		w.NoNodeSince = now
+	}
+	if now.Sub(w.NoNodeSince) >= th.Want.CapacityWait {
+		return s.end(ctx, th.Claim, sandbox.NoCapacity, fmt.Sprintf("no node fitted for %v: %s", th.Want.CapacityWait, strings.Join(w.Reasons, ", ")))
+	}
+	return s.giveBack(ctx, th.Claim, w, false)
+}
+
+func (s *Scheduler) giveBack(ctx context.Context, c ledger.Claim, w ledger.Waiting, tenantLimited bool) error {
+	err := s.cfg.Queue.Return(ctx, c, w, tenantLimited)
+	if fault.Is(err, fault.Conflict) || fault.Is(err, fault.NotFound) {
+		return nil // somebody else decided meanwhile
+	}
+	return err
+}
+
+func (s *Scheduler) end(ctx context.Context, c ledger.Claim, cause sandbox.Cause, message string) error {
+	s.forgive(c.Admitted.Record.ID)
+	_, err := s.cfg.Ledger.End(ctx, sandbox.Assignment{Sandbox: c.Admitted.Record.ID},
+		sandbox.End{At: s.cfg.Clock(), Exit: sandbox.ExitRecord{Cause: cause, Source: cause.Source(), Message: message}})
+	return err
+}
+
+func (s *Scheduler) avoided(id sandbox.ID) map[string]bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := s.cfg.Clock()
+	for k, r := range s.avoid {
+		if now.After(r.until) {
+			delete(s.avoid, k)
+		}
+	}
+	out := map[string]bool{}
+	for n := range s.avoid[id].nodes {
+		out[n] = true
+	}
+	return out
+}
+
+func (s *Scheduler) refused(id sandbox.ID, node string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r, ok := s.avoid[id]
+	if !ok {
+		r.nodes = map[string]bool{}
+	}
+	r.nodes[node], r.until = true, s.cfg.Clock().Add(avoidFor)
+	s.avoid[id] = r
+}
+
+func (s *Scheduler) forgive(id sandbox.ID) {
+	s.mu.Lock()
+	delete(s.avoid, id)
+	s.mu.Unlock()
+}

@@ -1,0 +1,16 @@
+#!/bin/bash
+# What CI runs: lint, race tests with none of the listed ones skipped, fuzz
+# smoke. Prints how long it took and whether the caches were warm.
+set -euo pipefail
+began=$SECONDS
+warm=warm
+[ -e .cache/bin/golangci-lint ] || warm=cold
+
+CGO_ENABLED=0 go build ./...
+echo "== go test -race"
+go test -race -timeout 20m -json ./... | go run ./test/mustrun test/must-run.txt
+echo "== fuzz smoke"
+scripts/fuzz.sh 3s
+echo "== lint"
+make --no-print-directory lint
+echo "== passed in $((SECONDS - began)) s, $warm caches"
