@@ -12,8 +12,11 @@ import (
 	"io"
 	"net"
 	"os"
+	"path/filepath"
+	"strings"
 	"time"
 
+	"github.com/tartarus-vm/tartarus/internal/fault"
 	"github.com/tartarus-vm/tartarus/internal/sandbox"
 )
 
@@ -63,7 +66,48 @@ type Spec struct {
 	VCPUs     int
 	MemoryMiB int64
 	Lifeline  *os.File // nil, or: the VM ends when its other end closes (the agent's death). Stays the caller's.
+
+	// UID and GID are what the VMM runs as where the agent may choose (as
+	// root); 0 leaves the driver's default. Each VM that runs at the same
+	// time gets its own, so that one VMM cannot touch another.
+	UID int
+	GID int
 }
+
+// Validate reports the first field that no driver can work with, as
+// fault.InvalidArgument. Whether the files are there is for Start to see.
+func (s Spec) Validate() error {
+	if !s.ID.Valid() {
+		return fault.Invalid("id", "give the sandbox's ID", "%q is not a sandbox ID", s.ID)
+	}
+	for _, f := range []struct{ field, path string }{
+		{"dir", s.Dir}, {"kernel", s.Kernel}, {"initrd", s.Initrd}, {"root", s.Root}, {"scratch", s.Scratch},
+	} {
+		if !filepath.IsAbs(f.path) || filepath.Clean(f.path) != f.path || strings.ContainsAny(f.path, "\x00\n") {
+			return fault.Invalid(f.field, "give a clean absolute path", "%q is not a clean absolute path", f.path)
+		}
+	}
+	if strings.ContainsFunc(s.Cmdline, func(r rune) bool { return r < ' ' || r == 0x7f }) || len(s.Cmdline) > MaxCmdline {
+		return fault.Invalid("cmdline", "give one line of at most 1024 bytes", "the kernel's command line is too long or has control characters")
+	}
+	if s.VCPUs < 1 {
+		return fault.Invalid("vcpus", "give at least 1", "%d vCPUs", s.VCPUs)
+	}
+	if s.MemoryMiB < MinMemoryMiB || s.MemoryMiB > MaxMemoryMiB {
+		return fault.Invalid("memory_mib", "give 64 MiB to 1 TiB", "%d MiB of memory", s.MemoryMiB)
+	}
+	if s.UID < 0 || s.GID < 0 {
+		return fault.Invalid("uid", "give 0 or a free user ID", "user %d and group %d", s.UID, s.GID)
+	}
+	return nil
+}
+
+// Bounds of a Spec.
+const (
+	MinMemoryMiB = 64
+	MaxMemoryMiB = 1 << 20
+	MaxCmdline   = 1024
+)
 
 // VM is one virtual machine. All methods may be called at once, and after its
 // end.

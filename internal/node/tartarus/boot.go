@@ -1,0 +1,127 @@
+package tartarus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/tartarus-vm/tartarus/internal/fault"
+)
+
+// BootPolicy says how patient Boot is. The zero value is the default.
+type BootPolicy struct {
+	// Attempts is how often a VM is started at most; 3 if zero.
+	Attempts int
+
+	// Timeout is how long the first attempt may take from Start until connect
+	// has succeeded; 20 s if zero. Attempt n gets n times as long, so that on
+	// an overloaded host slow boots are not killed for ever.
+	Timeout time.Duration
+
+	// GivenUp, if not nil, is told of each VM that is about to be killed, while
+	// its console and samples can still be read.
+	GivenUp func(attempt int, vm VM, why error)
+}
+
+const (
+	defaultBootAttempts = 3
+	defaultBootTimeout  = 20 * time.Second
+	bootKillTimeout     = 15 * time.Second
+)
+
+// Boot starts a VM and connects to its guest. A VM whose guest is not reached
+// in time, or that ends before it is, is killed and started anew: a guest
+// kernel may hang while it calibrates its clocks. An error of connect while
+// the VM lives and time is left is final, as is an error of Start.
+//
+// connect must not have ordered the guest to execute anything: it may be
+// called again on another VM with the same disks. Boot returns the attempt
+// that succeeded, from 1; when it fails no VM is left.
+func Boot(ctx context.Context, d Driver, s Spec, connect func(context.Context, VM) error, p BootPolicy) (VM, int, error) {
+	attempts, timeout := p.Attempts, p.Timeout
+	if attempts <= 0 {
+		attempts = defaultBootAttempts
+	}
+	if timeout <= 0 {
+		timeout = defaultBootTimeout
+	}
+	var given error
+	for n := 1; n <= attempts; n++ {
+		vm, again, err := bootOnce(ctx, d, s, connect, attempt{n: n, timeout: timeout * time.Duration(n), givenUp: p.GivenUp})
+		if err == nil {
+			return vm, n, nil
+		}
+		if !again {
+			return nil, n, err
+		}
+		given = err
+	}
+	return nil, attempts, fault.Wrap(fault.Unavailable, given, "the guest did not come up in %d attempts", attempts).
+		WithHint("the host may be overloaded; `tartarus doctor` boots a guest and tells what happens")
+}
+
+type attempt struct {
+	n       int
+	timeout time.Duration
+	givenUp func(int, VM, error)
+}
+
+// bootOnce is one attempt; again says that another one may help.
+func bootOnce(ctx context.Context, d Driver, s Spec, connect func(context.Context, VM) error, a attempt) (_ VM, again bool, err error) {
+	actx, cancel := context.WithTimeout(ctx, a.timeout)
+	defer cancel()
+	vm, err := d.Start(actx, s)
+	if err != nil {
+		hung := ctx.Err() == nil && errors.Is(actx.Err(), context.DeadlineExceeded)
+		return nil, hung, fmt.Errorf("attempt %d: %w", a.n, err)
+	}
+	if err = connect(actx, vm); err == nil {
+		return vm, false, nil
+	}
+	switch {
+	case ctx.Err() != nil:
+	case ended(vm):
+		again = true
+		err = fmt.Errorf("attempt %d: the VM ended before its guest answered (%s): %w", a.n, vm.Exit(), err)
+	case actx.Err() != nil:
+		again = true
+		err = fmt.Errorf("attempt %d: the guest did not answer in %v: %w", a.n, a.timeout, err)
+	}
+	if a.givenUp != nil {
+		a.givenUp(a.n, vm, err)
+	}
+	kctx, kcancel := context.WithTimeout(context.WithoutCancel(ctx), bootKillTimeout)
+	defer kcancel()
+	if kerr := vm.Kill(kctx); kerr != nil {
+		// Two VMs on the same disks must never be.
+		return nil, false, errors.Join(err, fmt.Errorf("ending vm %q: %w", s.ID, kerr))
+	}
+	return nil, again, err
+}
+
+func ended(vm VM) bool {
+	select {
+	case <-vm.Done():
+		return true
+	default:
+		return false
+	}
+}
+
+// String tells the end in a few words, for our log.
+func (e Exit) String() string {
+	how := fmt.Sprintf("exit status %d", e.Code)
+	switch {
+	case e.OOMKill:
+		how = "killed by the host's memory limit"
+	case e.ByKill:
+		how = "killed"
+	case e.Signal != 0:
+		how = fmt.Sprintf("signal %d", e.Signal)
+	}
+	if e.Stderr != "" {
+		how += fmt.Sprintf(", last words %q", e.Stderr)
+	}
+	return how
+}

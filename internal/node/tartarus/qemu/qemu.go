@@ -1,0 +1,122 @@
+// Package qemu is the driver that runs VMs in QEMU: by binary translation
+// (TCG) on any host, or by KVM where a trial boot on it succeeded.
+//
+// Each VM is one QEMU of machine type microvm, confined by the launcher and
+// driven over QMP. Sockets and disks are handed to it as descriptors.
+package qemu
+
+import (
+	"context"
+	"log/slog"
+	"runtime"
+
+	"github.com/tartarus-vm/tartarus/internal/fault"
+	"github.com/tartarus-vm/tartarus/internal/node/tartarus"
+	"github.com/tartarus-vm/tartarus/internal/sandbox"
+)
+
+// Name is the driver's name in records and handles.
+const Name = "qemu"
+
+// Accel says how guest code is to be executed.
+type Accel string
+
+// The accelerators. The zero value is AccelAuto: KVM where Config.KVM says it
+// is usable, else TCG.
+const (
+	AccelAuto Accel = "auto"
+	AccelTCG  Accel = "tcg"
+	AccelKVM  Accel = "kvm"
+)
+
+// Config is how VMs are run. The zero value is usable.
+type Config struct {
+	Binary string // QEMU's path or name; qemu-system-x86_64 on PATH if empty
+	Accel  Accel
+	KVM    *KVMReport   // what Probe found, or nil: then auto means TCG and kvm is taken at its word
+	Logger *slog.Logger // nil discards
+}
+
+// Validate reports the first setting that cannot be.
+func (c Config) Validate() error {
+	switch c.Accel {
+	case "", AccelAuto, AccelTCG:
+	case AccelKVM:
+		if c.KVM != nil && !c.KVM.Usable {
+			return fault.New(fault.Unsupported, "KVM is not usable here: %s", c.KVM.Why).
+				WithHint("leave the accelerator at auto, or mend KVM: `tartarus doctor` tells how")
+		}
+	default:
+		return fault.Invalid("accel", "give auto, tcg or kvm", "%q is no accelerator", c.Accel)
+	}
+	return nil
+}
+
+// accelerator is what Accel comes down to.
+func (c Config) accelerator() string {
+	if c.Accel == AccelKVM || (c.Accel != AccelTCG && c.KVM != nil && c.KVM.Usable) {
+		return "kvm"
+	}
+	return "tcg"
+}
+
+// Driver makes VMs of QEMU.
+type Driver struct {
+	cfg     Config
+	machine machine
+	binary  string
+	version version
+	accel   string
+	tscKHz  int64
+	dirs    []string // QEMU's data folders
+	log     *slog.Logger
+}
+
+var _ tartarus.Driver = (*Driver)(nil)
+
+// New finds QEMU, refuses one that is too old, and measures the host's clock.
+// The driver holds nothing that needs closing.
+func New(ctx context.Context, cfg Config) (*Driver, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	m, ok := machines[runtime.GOARCH]
+	if !ok {
+		return nil, fault.New(fault.Unsupported, "there is no machine for %s yet", runtime.GOARCH).
+			WithHint("run Tartarus on x86-64")
+	}
+	d := &Driver{cfg: cfg, machine: m, accel: cfg.accelerator(), log: cfg.Logger}
+	if d.log == nil {
+		d.log = slog.New(slog.DiscardHandler)
+	}
+	name := cfg.Binary
+	if name == "" {
+		name = m.binary
+	}
+	var err error
+	if d.binary, err = findBinary(name); err != nil {
+		return nil, err
+	}
+	if d.version, err = checkVersion(ctx, d.binary); err != nil {
+		return nil, err
+	}
+	if d.dirs, err = dataDirs(ctx, d.binary); err != nil {
+		return nil, err
+	}
+	if d.accel == "tcg" {
+		d.tscKHz = measureTSC()
+	}
+	return d, nil
+}
+
+// Info says what the driver is and can do.
+func (d *Driver) Info() tartarus.Info {
+	return tartarus.Info{
+		Name:        Name,
+		Version:     d.version.String(),
+		Accelerator: d.accel,
+		Isolation:   sandbox.Isolation{Accelerator: d.accel},
+		CanPause:    true,
+		MaxVCPUs:    maxVCPUs,
+	}
+}

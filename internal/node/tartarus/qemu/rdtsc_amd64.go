@@ -1,0 +1,6 @@
+package qemu
+
+// counter reads the processor's time stamp counter.
+func counter() uint64
+
+const hasCounter = true

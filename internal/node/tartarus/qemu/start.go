@@ -1,0 +1,153 @@
+package qemu
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/tartarus-vm/tartarus/internal/fault"
+	"github.com/tartarus-vm/tartarus/internal/node/tartarus"
+)
+
+// The files that a VM has in its folder.
+const (
+	monitorSocket = "qmp.sock"
+	guestSocket   = "guest.sock"
+	stderrFile    = "stderr"
+	handleFile    = "vm.json"
+)
+
+// startKillTimeout bounds the end of a VM whose start failed.
+const startKillTimeout = 15 * time.Second
+
+// Start makes a VM and boots it: see tartarus.Driver.
+func (d *Driver) Start(ctx context.Context, s tartarus.Spec) (tartarus.VM, error) {
+	if err := d.check(s); err != nil {
+		return nil, err
+	}
+	v, err := d.start(ctx, boot{machine: d.machine, accel: d.accel, tscKHz: d.tscKHz, disks: true, spec: s})
+	if err != nil {
+		return nil, fmt.Errorf("starting vm %q: %w", s.ID, err)
+	}
+	return v, nil
+}
+
+// check refuses what cannot start before anything is made.
+func (d *Driver) check(s tartarus.Spec) error {
+	if err := s.Validate(); err != nil {
+		return err
+	}
+	if s.VCPUs > maxVCPUs {
+		return fault.Invalid("vcpus", fmt.Sprintf("give at most %d", maxVCPUs), "%d vCPUs are more than this driver can give", s.VCPUs)
+	}
+	for _, f := range []struct {
+		field, path string
+		dir         bool
+	}{{"dir", s.Dir, true}, {"kernel", s.Kernel, false}, {"initrd", s.Initrd, false}, {"root", s.Root, false}, {"scratch", s.Scratch, false}} {
+		info, err := os.Stat(f.path)
+		if err != nil || info.IsDir() != f.dir || (!f.dir && !info.Mode().IsRegular()) {
+			return fault.Invalid(f.field, "give what is there", "%s: %s is not there or not of the right kind", f.field, f.path)
+		}
+	}
+	return nil
+}
+
+// start launches QEMU, speaks to its monitor and lets the guest go. On an
+// error nothing is left.
+func (d *Driver) start(ctx context.Context, b boot) (_ *vm, err error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	v := newVM(d, b.spec)
+	defer func() {
+		if err == nil {
+			return
+		}
+		if v.proc != nil {
+			kctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), startKillTimeout)
+			defer cancel()
+			err = errors.Join(err, v.proc.Kill(kctx))
+			err = v.withLastWords(err)
+		}
+		removeFiles(b.spec.Dir)
+	}()
+	files, err := openFiles(b)
+	if err != nil {
+		return nil, err
+	}
+	defer closeAll(files)
+	if v.proc, err = d.launch(ctx, b, files); err != nil {
+		return nil, err
+	}
+	// QEMU alone holds the sockets and disks now: a monitor whose QEMU has
+	// ended must fail rather than wait.
+	closeAll(files)
+	v.handle = v.proc.Handle()
+	if err := writeHandle(b.spec.Dir, v.handle); err != nil {
+		return nil, err
+	}
+	if err := v.attach(ctx); err != nil {
+		return nil, err
+	}
+	return v, nil
+}
+
+// openFiles opens what QEMU is born with, in the order of the fd constants.
+func openFiles(b boot) (files []*os.File, err error) {
+	defer func() {
+		if err != nil {
+			closeAll(files)
+		}
+	}()
+	for _, name := range []string{monitorSocket, guestSocket} {
+		f, err := listen(filepath.Join(b.spec.Dir, name))
+		if err != nil {
+			return files, err
+		}
+		files = append(files, f)
+	}
+	if !b.disks {
+		return files, nil
+	}
+	root, err := os.Open(b.spec.Root)
+	if err != nil {
+		return files, fault.Invalid("root", "make the template's disk readable", "opening the root disk: %v", err)
+	}
+	files = append(files, root)
+	scratch, err := os.OpenFile(b.spec.Scratch, os.O_RDWR, 0)
+	if err != nil {
+		return files, fault.Invalid("scratch", "make the scratch disk writable", "opening the scratch disk: %v", err)
+	}
+	return append(files, scratch), nil
+}
+
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		_ = f.Close() // read by QEMU, or closed before
+	}
+}
+
+// writeHandle leaves the handle in the VM's folder, for a Reap that comes
+// without one.
+func writeHandle(dir string, h tartarus.Handle) error {
+	b, err := json.Marshal(h)
+	if err != nil {
+		return err
+	}
+	tmp := filepath.Join(dir, handleFile+".new")
+	if err := os.WriteFile(tmp, b, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(tmp, filepath.Join(dir, handleFile))
+}
+
+func (v *vm) withLastWords(err error) error {
+	if words := v.lastWords(); words != "" {
+		return fmt.Errorf("%w; qemu said: %s", err, words)
+	}
+	return err
+}
