@@ -40,13 +40,21 @@ type Admissions interface {
 	// secrets and its audit entry, durably, if the tenant's Limits.Live
 	// allows one more. With a key it also writes that; a key that is there
 	// with the same hash returns the record it made, and created is false; with
-	// another hash it is a Conflict. A refusal for quota writes nothing.
+	// another hash it is a Conflict. A refusal for quota writes nothing, and
+	// neither does a repeat. A key lives until its Expires, as seen from the
+	// new request's CreatedAt; it outlives the record if Prune removes that
+	// first, and is then a Conflict. An ID that is taken is a Conflict.
+	//
+	// The record's first event is at the audit entry's Time, and its judged
+	// timing ends there unless it was set.
 	Admit(ctx context.Context, a sandbox.Admitted, audit sandbox.AuditEntry, key IdempotencyKey) (rec sandbox.Record, created bool, err error)
 
-	// Refuse writes a refused record (State Refused) and its audit entry.
+	// Refuse writes a refused record (State Refused) and its audit entry. It
+	// ended at that entry's Time, unless EndedAt was set.
 	Refuse(ctx context.Context, rec sandbox.Record, audit sandbox.AuditEntry) error
 
 	// Audit appends one entry to the chain: its Seq and PrevDigest are set.
+	// PrevDigest is AuditDigest of the entry before, "" for the first.
 	Audit(ctx context.Context, audit sandbox.AuditEntry) error
 }
 
@@ -67,12 +75,49 @@ type Queue interface {
 	// skip are passed over.
 	Claim(ctx context.Context, owner string, now time.Time, lease time.Duration, skip []string) (Claim, bool, error)
 
+	// ClaimEarly is Claim without regard to NotBefore: room has become free.
+	ClaimEarly(ctx context.Context, owner string, now time.Time, lease time.Duration, skip []string) (Claim, bool, error)
+
+	// ClaimOverdue takes the request whose QueueTimeout (0: none) passed
+	// longest ago, whoever's it is and whatever its NotBefore. While another's
+	// claim on it lives it is not offered.
+	ClaimOverdue(ctx context.Context, owner string, now time.Time, lease time.Duration) (Claim, bool, error)
+
 	// Release gives a claim back, to be offered again from notBefore on. A
-	// claim that is no longer held is a Conflict.
+	// claim that is no longer held is a Conflict; one whose lease has passed
+	// is held as long as nobody else took it.
 	Release(ctx context.Context, c Claim, notBefore time.Time, waiting Waiting) error
+
+	// Drop ends a claimed request in the queue (queue_timeout, no_capacity), as
+	// End does. A claim that is no longer held is a Conflict, so that a slow
+	// holder cannot end what another has placed meanwhile.
+	Drop(ctx context.Context, c Claim, end sandbox.End) (sandbox.Record, error)
+
+	// Due says when there is something to claim next, passing over the
+	// tenants in skip for Due.Offer.
+	Due(ctx context.Context, skip []string) (Due, error)
+
+	// Backlog counts the queue, for metrics.
+	Backlog(ctx context.Context, now time.Time) (Backlog, error)
 }
 
-// Claim is a queued request held by one scheduler.
+// Due says when the queue has something to do. A zero time is never.
+type Due struct {
+	Offer   time.Time // from then on Claim finds something
+	Overdue time.Time // from then on ClaimOverdue finds something
+	OnNodes int       // sandboxes on nodes: when it falls, room has become free
+	Joins   int64     // of nodes, ever: when it grows, room has been added
+}
+
+// Backlog counts what is queued.
+type Backlog struct {
+	Ready   int       // offered now
+	Waiting int       // not before a later time
+	Claimed int       // held by a scheduler
+	Oldest  time.Time // CreatedAt of the oldest of all; zero if none
+}
+
+// Claim is a queued request held by one scheduler. Its Admitted is whole.
 type Claim struct {
 	Admitted sandbox.Admitted
 	Owner    string
@@ -95,11 +140,16 @@ type Placements interface {
 	// one higher. It is refused with QuotaExceeded when the tenant's limits
 	// (running, vCPUs, memory, disk) or with Unavailable when the node's
 	// capacity would be passed, both as sums over live records; with Conflict
-	// when the claim is no longer held or the node's epoch is not epoch.
+	// when the claim is no longer held (its lease has passed, too) or the
+	// node's epoch is not epoch. A tenant's memory is the plain MemoryMiB; a
+	// node's counts sandbox.VMOverheadMiB for each sandbox besides. An answer
+	// that was lost is not repeated: the record tells what became of it.
 	Place(ctx context.Context, c Claim, node string, epoch int64, now time.Time) (sandbox.Assignment, error)
 
 	// Requeue gives a refused or fenced assignment back: assigned → queued.
-	// It is a Conflict once the assignment was accepted.
+	// It is a Conflict once the assignment was accepted. A record with a Kill
+	// already set ends with it instead. The event, and such an end, are at
+	// notBefore, or at AssignedAt if that is later.
 	Requeue(ctx context.Context, a sandbox.Assignment, notBefore time.Time, reason string) error
 
 	// Accept records durably that the node accepted: assigned → starting. The
@@ -107,18 +157,25 @@ type Placements interface {
 	// a Kill already set is a Conflict.
 	Accept(ctx context.Context, a sandbox.Assignment, now time.Time) error
 
-	// Advance records what the node tells of an accepted sandbox.
+	// Advance records what the node tells of an accepted sandbox. Facts that
+	// are there already stay: the first word counts. With Stopping its cause
+	// becomes the record's Kill, unless that is set.
 	Advance(ctx context.Context, a sandbox.Assignment, p sandbox.Progress) error
 
 	// End writes the end, durably, and erases the secrets. The first end
-	// stays: ending an ended sandbox is no error and changes nothing.
+	// stays: ending an ended sandbox is no error and changes nothing. The exit
+	// record is written as given, Kill or not; an empty Source becomes the
+	// cause's. A sandbox that no node accepted cannot have succeeded: Conflict.
 	// Assignment is only checked when its Attempt is not 0 (0: it ends from
-	// the queue, or whatever its attempt).
+	// the queue, or whatever its attempt). A fenced assignment that no other
+	// has overtaken may end: a node that joins again tells so what became of
+	// what it had.
 	End(ctx context.Context, a sandbox.Assignment, end sandbox.End) (sandbox.Record, error)
 
 	// Kill records that a sandbox is to be ended, with the cause: a queued one
 	// ends at once, a live one keeps the first cause until its node carries it
-	// out, an ended one is returned as it is. The audit entry is written too.
+	// out, an ended one is returned as it is. The audit entry is written too,
+	// unless there is no such sandbox.
 	Kill(ctx context.Context, id sandbox.ID, cause sandbox.Cause, now time.Time, audit sandbox.AuditEntry) (sandbox.Record, error)
 }
 
@@ -141,18 +198,25 @@ type Book interface {
 	// with a slow poll.
 	Watch(ctx context.Context) <-chan struct{}
 
+	// Usage tells what tenants have in use now, by tenant; all tenants with
+	// live records if none is named. It is a sum over live records.
+	Usage(ctx context.Context, tenants []string) (map[string]Usage, error)
+
 	// Join makes a node known and returns its new epoch, one higher than any
 	// it had. From then on assignments of older epochs are fenced.
 	Join(ctx context.Context, node sandbox.Node) (epoch int64, err error)
 
-	// Nodes returns every node with what live records use of it.
+	// Nodes returns every node, by ID, with what live records of any epoch use
+	// of it: VMOverheadMiB is in it for each.
 	Nodes(ctx context.Context) ([]sandbox.Node, error)
 
 	// AuditEntries returns a part of the audit chain, oldest first.
 	AuditEntries(ctx context.Context, q AuditQuery) ([]sandbox.AuditEntry, error)
 
 	// Prune removes ended records that are too many or too old, their events
-	// and expired idempotency keys. Audit entries stay.
+	// and expired idempotency keys. Too many are those beyond the Count that
+	// ended last; too old those that ended more than Age ago. Audit entries
+	// and live records stay.
 	Prune(ctx context.Context, keep Retention, now time.Time) (removed int, err error)
 }
 
@@ -180,11 +244,15 @@ type Retention struct {
 
 // Tokens are the callers' keys. Only the SHA-256 of a token is ever stored.
 type Tokens interface {
+	// PutToken stores a token. Storing the very same again is no error;
+	// another with its ID or its hash is a Conflict.
 	PutToken(ctx context.Context, t Token) error
 	// TokenByHash is NotFound for one that is not there; expiry and
 	// revocation are for the caller to judge.
 	TokenByHash(ctx context.Context, hash [32]byte) (Token, error)
+	// ListTokens returns a tenant's tokens, or all with "", oldest first.
 	ListTokens(ctx context.Context, tenant string) ([]Token, error)
+	// RevokeToken sets RevokedAt; the first time stays.
 	RevokeToken(ctx context.Context, id string, at time.Time) error
 }
 
@@ -201,7 +269,24 @@ type Token struct {
 
 // AuditQuery selects audit entries, oldest first.
 type AuditQuery struct {
-	Tenant string
-	After  int64 // Seq
-	Limit  int
+	Tenant string // "" for all
+	After  int64  // Seq
+	Limit  int    // 100 if zero, at most 1000
+}
+
+// The bounds of pages.
+const (
+	DefaultPage = 100
+	MaxPage     = 1000
+)
+
+// PageSize is the number of entries that a query's Limit asks for.
+func PageSize(limit int) int {
+	switch {
+	case limit <= 0:
+		return DefaultPage
+	case limit > MaxPage:
+		return MaxPage
+	}
+	return limit
 }
