@@ -161,6 +161,9 @@ func moduleList(modules []module) string {
 	return b.String()
 }
 
+// FromFile is what MadeFrom begins with for a kernel that was named by file.
+const FromFile = "file "
+
 // maxManifest bounds a manifest.
 const maxManifest = 1 << 20
 

@@ -172,7 +172,7 @@ func (c Config) kernelFromFile(ctx context.Context) (preparedKernel, error) {
 	if err != nil {
 		return preparedKernel{}, err
 	}
-	return c.prepare(ctx, &rawKernel{image: image, modules: modules}, source{name: "file " + filepath.Base(c.Kernel)})
+	return c.prepare(ctx, &rawKernel{image: image, modules: modules}, source{name: FromFile + filepath.Base(c.Kernel)})
 }
 
 // source tells where a kernel came from.

@@ -1,0 +1,171 @@
+package templates
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/tartarus-vm/tartarus/internal/fault"
+	"github.com/tartarus-vm/tartarus/internal/node/nyx/distro"
+)
+
+// debianPackages are what template debian has beyond the smallest Debian.
+var debianPackages = []string{"python3", "ca-certificates"}
+
+// debianOptions leave out what nobody reads in a sandbox.
+var debianOptions = []string{
+	"--dpkgopt=path-exclude=/usr/share/man/*",
+	"--dpkgopt=path-exclude=/usr/share/info/*",
+	"--dpkgopt=path-exclude=/usr/share/locale/*",
+	"--dpkgopt=path-exclude=/usr/share/doc/*",
+	"--dpkgopt=path-include=/usr/share/doc/*/copyright",
+}
+
+// debianTree is a minimal Debian with Python.
+func debianTree(ctx context.Context, c Config, t *treeWriter) (string, error) {
+	mode, err := debootstrapMode()
+	if err != nil {
+		return "", err
+	}
+	suite := c.Host.DebianSuite()
+	args := append([]string{"--variant=minbase", "--mode=" + mode, "--format=tar",
+		"--include=" + strings.Join(debianPackages, ",")}, debianOptions...)
+	args = append(args, suite, "-")
+	if c.Mirror != "" {
+		args = append(args, c.Mirror)
+	}
+	cmd, err := distro.Command(ctx, "mmdebstrap", args...)
+	if err != nil {
+		return "", err
+	}
+	tmp, err := os.MkdirTemp(c.Dir, "debian-*")
+	if err != nil {
+		return "", err
+	}
+	defer os.RemoveAll(tmp)
+	// What is newer than the build gets one time, so that two builds of a day
+	// agree. Older times stay: Python compares them with its compiled files.
+	day := time.Now().UTC().Truncate(24 * time.Hour).Unix()
+	cmd.Env = append(cmd.Env, "SOURCE_DATE_EPOCH="+strconv.FormatInt(day, 10), "TMPDIR="+tmp)
+	steps := newStepReader(c.Progress)
+	cmd.Stderr = steps
+	r, w := io.Pipe()
+	cmd.Stdout = w
+	copied := make(chan error, 1)
+	go func() {
+		err := t.copyTar(r)
+		r.CloseWithError(err)
+		copied <- err
+	}()
+	runErr := distro.Finish(ctx, cmd)
+	w.CloseWithError(runErr)
+	copyErr := <-copied
+	if runErr != nil && !errors.Is(copyErr, errConverter) && ctx.Err() == nil {
+		return "", fault.Wrap(fault.Unavailable, runErr, "mmdebstrap failed").
+			WithHint("its last words are in the log; it needs Debian's archive, and mode %s to work here", mode)
+	}
+	if err := errors.Join(runErr, copyErr); err != nil {
+		return "", err
+	}
+	return "debian " + suite + " minbase, " + strings.Join(debianPackages, ", "), nil
+}
+
+// debootstrapMode is how mmdebstrap can act as root of the new system: as
+// root, in a user namespace, or by libraries that pretend.
+func debootstrapMode() (string, error) {
+	if os.Geteuid() == 0 {
+		return "root", nil
+	}
+	_, uidmap := distro.Look("newuidmap")
+	if uidmap == nil && hasSubIDs() && userNamespaces() {
+		return "unshare", nil
+	}
+	_, chroot := distro.Look("fakechroot")
+	_, root := distro.Look("fakeroot")
+	if chroot == nil && root == nil {
+		return "fakechroot", nil
+	}
+	e := fault.New(fault.Unsupported, "an ordinary user cannot build template debian here")
+	switch {
+	case uidmap != nil:
+		return "", e.WithHint("sudo apt-get install uidmap")
+	case !hasSubIDs():
+		return "", e.WithHint("give the user subordinate IDs: sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 $USER")
+	}
+	return "", e.WithHint("user namespaces are off here: sudo apt-get install fakechroot fakeroot, or build it as root")
+}
+
+// hasSubIDs reports whether the user may use IDs that are not his own.
+func hasSubIDs() bool {
+	me, err := user.Current()
+	if err != nil {
+		return false
+	}
+	for _, file := range []string{"/etc/subuid", "/etc/subgid"} {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			return false
+		}
+		found := false
+		for line := range strings.Lines(string(text)) {
+			name, _, _ := strings.Cut(line, ":")
+			found = found || name == me.Username || name == me.Uid
+		}
+		if !found {
+			return false
+		}
+	}
+	return true
+}
+
+// userNamespaces reports whether the kernel lets an ordinary user have a user
+// namespace, as far as its settings tell.
+func userNamespaces() bool {
+	for _, s := range []struct{ file, off string }{
+		{"kernel/unprivileged_userns_clone", "0"},
+		{"user/max_user_namespaces", "0"},
+		{"kernel/apparmor_restrict_unprivileged_userns", "1"}, // Ubuntu 24.04
+	} {
+		text, err := os.ReadFile(filepath.Join("/proc/sys", s.file))
+		if err == nil && strings.TrimSpace(string(text)) == s.off {
+			return false
+		}
+	}
+	return true
+}
+
+// stepReader makes steps out of mmdebstrap's lines, "I: what it does now...".
+type stepReader struct {
+	progress func(step string, done, total int64)
+	line     []byte
+}
+
+func newStepReader(progress func(string, int64, int64)) *stepReader {
+	return &stepReader{progress: progress}
+}
+
+// maxStep bounds a line.
+const maxStep = 512
+
+// Write implements io.Writer; it never fails.
+func (s *stepReader) Write(p []byte) (int, error) {
+	for _, b := range p {
+		if b != '\n' && b != '\r' {
+			if len(s.line) < maxStep {
+				s.line = append(s.line, b)
+			}
+			continue
+		}
+		if step, ok := strings.CutPrefix(string(s.line), "I: "); ok {
+			s.progress(strings.TrimRight(step, "."), 0, 0)
+		}
+		s.line = s.line[:0]
+	}
+	return len(p), nil
+}
