@@ -102,6 +102,24 @@ func (s Spec) Validate() error {
 	return nil
 }
 
+// CheckFiles reports the first of the spec's files that is not there or of the
+// wrong kind, as fault.InvalidArgument.
+func (s Spec) CheckFiles() error {
+	for _, f := range []struct {
+		field, path string
+		dir         bool
+	}{{"dir", s.Dir, true}, {"kernel", s.Kernel, false}, {"initrd", s.Initrd, false}, {"root", s.Root, false}, {"scratch", s.Scratch, false}} {
+		info, err := os.Stat(f.path)
+		if err != nil {
+			return fault.Invalid(f.field, "make it before the VM", "%s of the VM: %v", f.field, err)
+		}
+		if info.IsDir() != f.dir || (!f.dir && !info.Mode().IsRegular()) {
+			return fault.Invalid(f.field, "give a folder for dir and a plain file elsewhere", "%s of the VM: %s is of the wrong kind", f.field, f.path)
+		}
+	}
+	return nil
+}
+
 // Bounds of a Spec.
 const (
 	MinMemoryMiB = 64

@@ -44,16 +44,7 @@ func (d *Driver) check(s tartarus.Spec) error {
 	if s.VCPUs > maxVCPUs {
 		return fault.Invalid("vcpus", fmt.Sprintf("give at most %d", maxVCPUs), "%d vCPUs are more than this driver can give", s.VCPUs)
 	}
-	for _, f := range []struct {
-		field, path string
-		dir         bool
-	}{{"dir", s.Dir, true}, {"kernel", s.Kernel, false}, {"initrd", s.Initrd, false}, {"root", s.Root, false}, {"scratch", s.Scratch, false}} {
-		info, err := os.Stat(f.path)
-		if err != nil || info.IsDir() != f.dir || (!f.dir && !info.Mode().IsRegular()) {
-			return fault.Invalid(f.field, "give what is there", "%s: %s is not there or not of the right kind", f.field, f.path)
-		}
-	}
-	return nil
+	return s.CheckFiles()
 }
 
 // start launches QEMU, speaks to its monitor and lets the guest go. On an
