@@ -1,0 +1,160 @@
+package launcher
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// attempt is one way to be born in namespaces.
+type attempt struct {
+	flags uintptr
+	user  bool // through a user namespace
+	on    []string
+}
+
+const nsFlags = unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWNS
+
+var nsLayers = []string{LayerPIDNS, LayerNetNS, LayerIPCNS, LayerUTSNS, LayerMountNS}
+
+// attempts are the ways to try in order; the last always works.
+func attempts() []attempt {
+	best := attempt{flags: nsFlags, on: nsLayers}
+	if os.Geteuid() != 0 {
+		best.user = true
+		best.flags |= unix.CLONE_NEWUSER
+		best.on = append([]string{LayerUserNS}, nsLayers...)
+	}
+	return []attempt{best, {}}
+}
+
+// privateRoot replaces the root of this mount namespace by a read-only one in
+// which only what is named exists. scratch is a folder to build it on; what it
+// holds is not lost, only out of sight.
+//
+// Sources are opened before anything is covered, and copied with their mounts,
+// so it does not matter that they lie below scratch.
+func privateRoot(scratch string, readOnly, devices []string) error {
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("making mounts private: %w", err)
+	}
+	trees, err := openTrees(readOnly, devices)
+	defer func() {
+		for _, t := range trees {
+			_ = unix.Close(t.fd)
+		}
+	}()
+	if err != nil {
+		return err
+	}
+	const flags = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
+	if err := unix.Mount("tartarus", scratch, "tmpfs", flags, "size=256k,nr_inodes=1024,mode=0755"); err != nil {
+		return fmt.Errorf("mounting a root: %w", err)
+	}
+	if err := fillRoot(scratch, trees); err != nil {
+		_ = unix.Unmount(scratch, unix.MNT_DETACH) // else it would hide what it covers
+		return err
+	}
+	return nil
+}
+
+// tree is a copy of a mount, not attached anywhere.
+type tree struct {
+	path string
+	fd   int
+	dir  bool
+}
+
+func openTrees(readOnly, devices []string) ([]tree, error) {
+	var out []tree
+	open := func(path string, attrs uint64) error {
+		fd, err := unix.OpenTree(unix.AT_FDCWD, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
+		if err != nil {
+			return fmt.Errorf("copying the mount of %s: %w", path, err)
+		}
+		t := tree{path: path, fd: fd}
+		out = append(out, t)
+		var st unix.Stat_t
+		if err := unix.Fstat(fd, &st); err != nil {
+			return fmt.Errorf("looking at %s: %w", path, err)
+		}
+		out[len(out)-1].dir = st.Mode&unix.S_IFMT == unix.S_IFDIR
+		attr := unix.MountAttr{Attr_set: attrs}
+		if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &attr); err != nil {
+			return fmt.Errorf("making %s read-only: %w", path, err)
+		}
+		return nil
+	}
+	for _, p := range topmost(readOnly) {
+		if err := open(p, unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV); err != nil {
+			return out, err
+		}
+	}
+	for _, p := range devices {
+		if err := open(p, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NOEXEC); err != nil {
+			return out, err
+		}
+	}
+	return out, nil
+}
+
+// fillRoot attaches the trees below root and makes it the root.
+func fillRoot(root string, trees []tree) error {
+	for _, t := range trees {
+		if err := attach(root, t); err != nil {
+			return fmt.Errorf("showing %s: %w", t.path, err)
+		}
+	}
+	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
+	if err := unix.MountSetattr(unix.AT_FDCWD, root, 0, &attr); err != nil {
+		return fmt.Errorf("making the root read-only: %w", err)
+	}
+	if err := unix.Chdir(root); err != nil {
+		return fmt.Errorf("entering the root: %w", err)
+	}
+	if err := unix.PivotRoot(".", "."); err != nil {
+		return fmt.Errorf("changing the root: %w", err)
+	}
+	// The old root now lies over the new one, and "." is in it.
+	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
+		return fmt.Errorf("letting go of the old root: %w", err)
+	}
+	return unix.Chdir("/")
+}
+
+// attach puts one tree at its path below root. No path lies inside another
+// (topmost saw to it), so all that is walked here is folders of our own.
+func attach(root string, t tree) error {
+	target := filepath.Join(root, t.path)
+	if err := os.MkdirAll(filepath.Dir(target), 0o755); err != nil {
+		return err
+	}
+	if t.dir {
+		if err := os.MkdirAll(target, 0o755); err != nil {
+			return err
+		}
+	} else {
+		f, err := os.OpenFile(target, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o444)
+		if err != nil {
+			return err
+		}
+		_ = f.Close()
+	}
+	return unix.MoveMount(t.fd, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH)
+}
+
+// topmost leaves out the paths that lie below others: those show them already.
+func topmost(paths []string) []string {
+	sorted := slices.Sorted(slices.Values(paths))
+	var out []string
+	for _, p := range slices.Compact(sorted) {
+		if !slices.ContainsFunc(out, func(dir string) bool { return strings.HasPrefix(p, dir+"/") }) {
+			out = append(out, p)
+		}
+	}
+	return out
+}
