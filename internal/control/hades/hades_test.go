@@ -23,6 +23,7 @@ import (
 	"github.com/tartarus-vm/tartarus/internal/control/ledger/memledger"
 	"github.com/tartarus-vm/tartarus/internal/fault"
 	"github.com/tartarus-vm/tartarus/internal/nodewire"
+	"github.com/tartarus-vm/tartarus/internal/record/hermes"
 	"github.com/tartarus-vm/tartarus/internal/sandbox"
 	"github.com/tartarus-vm/tartarus/internal/seal"
 )
@@ -356,12 +357,12 @@ func TestOrdersAndBytes(t *testing.T) {
 	if string(w.agent.stdin) != "hello" {
 		t.Errorf("stdin arrived as %q", w.agent.stdin)
 	}
-	var got []hades.LogChunk
-	if err := w.reg.Logs(t.Context(), w.record(a), 0, false, func(c hades.LogChunk) error { got = append(got, c); return nil }); err != nil || len(got) != 2 || got[1].Offset != 3 {
+	var got []hermes.Entry
+	if err := w.reg.Logs(t.Context(), w.record(a), 0, false, func(c hermes.Entry) error { got = append(got, c); return nil }); err != nil || len(got) != 2 || got[1].Offset != 3 {
 		t.Errorf("logs %v, %v", got, err)
 	}
 	stop := errors.New("enough")
-	if err := w.reg.Logs(t.Context(), w.record(a), 0, false, func(hades.LogChunk) error { return stop }); !errors.Is(err, stop) {
+	if err := w.reg.Logs(t.Context(), w.record(a), 0, false, func(hermes.Entry) error { return stop }); !errors.Is(err, stop) {
 		t.Errorf("a reader that stops got %v", err)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	nodev1 "github.com/tartarus-vm/tartarus/api/node/v1"
 	"github.com/tartarus-vm/tartarus/internal/fault"
 	"github.com/tartarus-vm/tartarus/internal/nodewire"
+	"github.com/tartarus-vm/tartarus/internal/record/hermes"
 	"github.com/tartarus-vm/tartarus/internal/sandbox"
 	"github.com/tartarus-vm/tartarus/internal/seal"
 )
@@ -66,17 +67,9 @@ func (r *Registry) Kill(ctx context.Context, rec sandbox.Record, grace time.Dura
 	return nodewire.FromStatus(err)
 }
 
-// LogChunk is part of a live sandbox's output.
-type LogChunk struct {
-	Offset int64 // of the first byte of Data, over both streams
-	Stream string
-	Time   time.Time
-	Data   []byte
-}
-
 // Logs reads the output of a sandbox that is on a node, from offset on, and
 // hands each piece to yield until that fails, the output ends or ctx does.
-func (r *Registry) Logs(ctx context.Context, rec sandbox.Record, offset int64, follow bool, yield func(LogChunk) error) error {
+func (r *Registry) Logs(ctx context.Context, rec sandbox.Record, offset int64, follow bool, yield func(hermes.Entry) error) error {
 	agent, err := r.agent(rec.Node, 0)
 	if err != nil {
 		return err
@@ -95,7 +88,7 @@ func (r *Registry) Logs(ctx context.Context, rec sandbox.Record, offset int64, f
 		if err != nil {
 			return nodewire.FromStatus(err)
 		}
-		if err := yield(LogChunk{Offset: m.GetOffset(), Stream: m.GetStream(), Time: time.Unix(0, m.GetTimeUnixNano()), Data: m.GetData()}); err != nil {
+		if err := yield(hermes.Entry{Offset: m.GetOffset(), Stream: m.GetStream(), Time: time.Unix(0, m.GetTimeUnixNano()), Data: m.GetData()}); err != nil {
 			return err
 		}
 	}
