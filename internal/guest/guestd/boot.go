@@ -1,0 +1,142 @@
+package guestd
+
+import (
+	"errors"
+	"runtime"
+	"runtime/debug"
+	"strings"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// heapLimit is when init's collector begins to work: never, unless something
+// is wrong. It runs without, for under emulation a collection is dear.
+const heapLimit = 12 << 20
+
+// Main boots the guest, obeys the host and powers off. It never returns.
+func Main() {
+	debug.SetGCPercent(-1)
+	debug.SetMemoryLimit(heapLimit)
+	runtime.LockOSThread()
+	err := run()
+	if err == nil {
+		err = errors.New("the loop ended")
+	}
+	say("fatal: " + err.Error())
+	powerOff()
+	for {
+		_ = unix.Pause()
+	}
+}
+
+func run() error {
+	if unix.Getpid() != 1 {
+		return errors.New("this is the init of a guest; it has no other use")
+	}
+	defaultSignals()
+	if err := mountKernel(); err != nil {
+		return err
+	}
+	if err := loadModules(); err != nil {
+		return err
+	}
+	port, err := openPort()
+	if err != nil {
+		return err
+	}
+	vm, err := newVM()
+	if err != nil {
+		return err
+	}
+	return Serve(Config{Port: port, Machine: vm, ReapAll: true, Log: say}, -1)
+}
+
+// say writes a line to the console.
+func say(line string) {
+	_, _ = unix.Write(2, []byte("tartarus-guest: "+strings.ReplaceAll(line, "\n", " ")+"\n"))
+}
+
+// defaultSignals takes back the handlers that Go's runtime installs for
+// signals that would end the process. With the default action the kernel keeps
+// them from PID 1; with Go's, a `kill 1` of root would end the guest.
+func defaultSignals() {
+	var action [32]byte // struct sigaction of the kernel: SIG_DFL, no flags
+	for _, sig := range []unix.Signal{unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2,
+		unix.SIGPIPE, unix.SIGALRM, unix.SIGTERM, unix.SIGABRT, unix.SIGTRAP, unix.SIGSYS, unix.SIGXCPU,
+		unix.SIGXFSZ, unix.SIGVTALRM, unix.SIGIO, unix.SIGPWR, unix.SIGSTKFLT} {
+		_, _, _ = unix.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(sig), uintptr(unsafe.Pointer(&action)), 0, 8, 0, 0)
+	}
+}
+
+// mount is one row of a table of mounts.
+type mount struct {
+	source, target, kind string
+	flags                uintptr
+	data                 string
+}
+
+const (
+	noDev  = unix.MS_NODEV
+	noExec = unix.MS_NOEXEC
+	noSuid = unix.MS_NOSUID
+)
+
+// kernelMounts are what init itself needs. They are moved or mounted again
+// when the commands' root is made.
+var kernelMounts = []mount{
+	{"dev", "/dev", "devtmpfs", noSuid, ""},
+	{"proc", "/proc", "proc", noSuid | noDev | noExec, ""},
+	{"sysfs", "/sys", "sysfs", noSuid | noDev | noExec, ""},
+	{"cgroup2", cgroupFolder, "cgroup2", noSuid | noDev | noExec, ""},
+}
+
+// cgroupFolder is where init sees the cgroups, outside the commands' root.
+const cgroupFolder = "/cgroup"
+
+func mountKernel() error { return mountAll(kernelMounts) }
+
+func mountAll(table []mount) error {
+	for _, m := range table {
+		if err := unix.Mkdir(m.target, 0o755); err != nil && err != unix.EEXIST {
+			return wrap("making "+m.target, err)
+		}
+		if err := unix.Mount(m.source, m.target, m.kind, m.flags, m.data); err != nil {
+			return wrap("mounting "+m.target, err)
+		}
+	}
+	return nil
+}
+
+// modulesList names the modules to load, one a line, in their order.
+const modulesList = "/etc/tartarus/modules"
+
+func loadModules() error {
+	list, err := readFile(modulesList, 1<<16)
+	if errors.Is(err, unix.ENOENT) {
+		return nil // a kernel with everything built in
+	}
+	if err != nil {
+		return err
+	}
+	for name := range strings.FieldsSeq(list) {
+		path := "/modules/" + strings.TrimSuffix(name, ".ko") + ".ko"
+		fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return wrap("opening "+path, err)
+		}
+		err = unix.FinitModule(fd, "", 0)
+		unix.Close(fd)
+		if err != nil && err != unix.EEXIST {
+			return wrap("loading "+path, err)
+		}
+	}
+	return nil
+}
+
+// powerOff ends the VM. Where the machine cannot be switched off it is reset,
+// and the host runs the VMM so that a reset ends it.
+func powerOff() {
+	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
+	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
+}

@@ -1,0 +1,206 @@
+package guestd
+
+import (
+	"errors"
+	"strconv"
+	"strings"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/tartarus-vm/tartarus/internal/guest/guestwire"
+)
+
+// vm is the machine of a real guest.
+type vm struct {
+	cgroups int // the root of the cgroup tree
+	box     int // the cgroup of all commands; -1 until Setup
+	scratch string
+}
+
+func newVM() (*vm, error) {
+	fd, err := unix.Open(cgroupFolder, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, wrap("opening the cgroup tree", err)
+	}
+	return &vm{cgroups: fd, box: -1}, nil
+}
+
+// spare is what init and the kernel keep of the guest's memory, where the host
+// does not say what the commands get.
+const spare = 24 << 20
+
+func (v *vm) Setup(s *guestwire.Setup) error {
+	if s.WallClock != 0 {
+		ts := unix.NsecToTimespec(s.WallClock)
+		if err := unix.ClockSettime(unix.CLOCK_REALTIME, &ts); err != nil {
+			return wrap("setting the clock", err)
+		}
+	}
+	if err := addEntropy(s.Entropy); err != nil {
+		return wrap("adding entropy", err)
+	}
+	if s.Hostname != "" {
+		if err := unix.Sethostname([]byte(s.Hostname)); err != nil {
+			return wrap("setting the host name", err)
+		}
+	}
+	if v.box < 0 {
+		if err := v.makeBox(s); err != nil {
+			return err
+		}
+	}
+	if s.Root == guestwire.RootDisks && v.scratch == "" {
+		if err := makeRoot(); err != nil {
+			return err
+		}
+		v.scratch = scratchDevice
+	}
+	loopbackUp()
+	identify(s)
+	return nil
+}
+
+// identify writes the files that tell who this is. A template without the
+// folder does without.
+func identify(s *guestwire.Setup) {
+	for _, f := range [...][2]string{{"/etc/hostname", s.Hostname}, {"/etc/machine-id", s.MachineID}} {
+		if f[1] == "" {
+			continue
+		}
+		fd, err := unix.Open(f[0], unix.O_WRONLY|unix.O_CREAT|unix.O_TRUNC|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o444)
+		if err == nil {
+			_, _ = unix.Write(fd, []byte(f[1]+"\n"))
+			unix.Close(fd)
+		}
+	}
+}
+
+// addEntropy gives the host's random bytes to the kernel's generator, counted,
+// and has it take them into use at once.
+func addEntropy(b []byte) error {
+	if len(b) == 0 {
+		return nil
+	}
+	fd, err := unix.Open("/dev/random", unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	info := struct {
+		bits, size int32
+		data       [guestwire.MaxEntropy]byte
+	}{bits: int32(len(b) * 8), size: int32(len(b))}
+	copy(info.data[:], b)
+	if _, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.RNDADDENTROPY, uintptr(unsafe.Pointer(&info))); e != 0 {
+		return e
+	}
+	const rndReseedCRNG = 0x5207
+	_, _, _ = unix.Syscall(unix.SYS_IOCTL, uintptr(fd), rndReseedCRNG, 0)
+	return nil
+}
+
+// loopbackUp gives the commands a localhost. It is no network card.
+func loopbackUp() {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return
+	}
+	defer unix.Close(fd)
+	ifr, err := unix.NewIfreq("lo")
+	if err != nil {
+		return
+	}
+	ifr.SetUint16(unix.IFF_UP | unix.IFF_RUNNING)
+	_ = unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, ifr)
+}
+
+func (v *vm) Account(user string) (Account, error) {
+	passwd, err := readFile("/etc/passwd", maxUserFile)
+	if err != nil && !errors.Is(err, unix.ENOENT) {
+		return Account{}, err
+	}
+	group, err := readFile("/etc/group", maxUserFile)
+	if err != nil && !errors.Is(err, unix.ENOENT) {
+		return Account{}, err
+	}
+	return findAccount(user, passwd, group)
+}
+
+// makeBox makes the cgroup of all commands.
+func (v *vm) makeBox(s *guestwire.Setup) error {
+	if err := writeAt(v.cgroups, "cgroup.subtree_control", "+memory +pids"); err != nil {
+		return err
+	}
+	if err := unix.Mkdirat(v.cgroups, "commands", 0o755); err != nil && err != unix.EEXIST {
+		return wrap("making the commands' cgroup", err)
+	}
+	fd, err := unix.Openat(v.cgroups, "commands", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return wrap("opening the commands' cgroup", err)
+	}
+	memory := s.MemoryBytes
+	if memory == 0 {
+		var info unix.Sysinfo_t
+		if err := unix.Sysinfo(&info); err != nil {
+			return wrap("asking for the memory", err)
+		}
+		memory = max(int64(info.Totalram)*int64(info.Unit)-spare, spare)
+	}
+	if err := writeAt(fd, "memory.max", strconv.FormatInt(memory, 10)); err != nil {
+		return err
+	}
+	if s.Processes > 0 {
+		if err := writeAt(fd, "pids.max", strconv.FormatInt(s.Processes, 10)); err != nil {
+			return err
+		}
+	}
+	v.box = fd
+	return nil
+}
+
+// cgroup is a cage: a leaf below the commands' cgroup, where the limits are.
+type cgroup struct {
+	parent int
+	name   string
+	fd     int
+	events int
+}
+
+func (v *vm) Cage(proc uint32) (Cage, error) {
+	c := &cgroup{parent: v.box, name: strconv.FormatUint(uint64(proc), 10), events: -1}
+	err := unix.Mkdirat(v.box, c.name, 0o755)
+	if err != nil && err != unix.EEXIST {
+		return nil, err
+	}
+	if c.fd, err = unix.Openat(v.box, c.name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err != nil {
+		return nil, err
+	}
+	if c.events, err = unix.Openat(c.fd, "cgroup.events", unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
+		unix.Close(c.fd)
+		return nil, err
+	}
+	return c, nil
+}
+
+func (c *cgroup) CgroupFD() int { return c.fd }
+func (c *cgroup) Events() int   { return c.events }
+func (c *cgroup) Kill(int)      { _ = writeAt(c.fd, "cgroup.kill", "1") }
+
+func (c *cgroup) Empty() bool {
+	var b [256]byte
+	n, err := unix.Pread(c.events, b[:], 0)
+	return err != nil || strings.Contains(string(b[:max(n, 0)]), "populated 0")
+}
+
+func (c *cgroup) Close() {
+	if c.fd < 0 {
+		return
+	}
+	unix.Close(c.events)
+	unix.Close(c.fd)
+	_ = unix.Unlinkat(c.parent, c.name, unix.AT_REMOVEDIR)
+	c.fd, c.events = -1, -1
+}
+
+func (v *vm) PowerOff() { powerOff() }
