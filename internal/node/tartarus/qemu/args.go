@@ -93,12 +93,12 @@ func socketChardev(id string, fd int) string {
 	return fmt.Sprintf("socket,id=%s,fd=%d,server=on,wait=off", id, fd)
 }
 
-// disk is the n-th block device. An error of the host's disk is reported to
-// the guest instead of stopping it.
+// disk is a block device. An error of the host's disk is reported to the guest
+// instead of stopping it. openFiles has locked what needs a lock.
 func disk(id string, fd int, options string) []string {
 	return []string{
 		"-add-fd", fmt.Sprintf("fd=%d,set=%d", fd, fd),
-		"-blockdev", fmt.Sprintf("driver=file,node-name=%s,filename=/dev/fdset/%d,%s", id, fd, options),
+		"-blockdev", fmt.Sprintf("driver=file,node-name=%s,filename=/dev/fdset/%d,locking=off,%s", id, fd, options),
 		"-device", fmt.Sprintf("virtio-blk-device,drive=%s,serial=%s,werror=report,rerror=report", id, id),
 	}
 }

@@ -4,10 +4,9 @@ import (
 	"context"
 	"encoding/base64"
 	"io"
-	"os"
-	"path/filepath"
 	"strings"
 
+	"github.com/tartarus-vm/tartarus/internal/node/launcher"
 	"github.com/tartarus-vm/tartarus/internal/node/tartarus"
 )
 
@@ -40,24 +39,13 @@ func (v *vm) readRing(ctx context.Context) []byte {
 	return append([]byte(nil), v.console...)
 }
 
-// lastWords is the end of what QEMU wrote to stderr.
-func (v *vm) lastWords() string { return tail(filepath.Join(v.spec.Dir, stderrFile), lastWords) }
-
-// tail is the end of a file, at most n bytes of it.
-func tail(path string, n int64) string {
-	f, err := os.Open(path)
+// lastWords is the end of what QEMU wrote to stderr. Whoever took QEMU over
+// wrote it: it is for our log, and bounded.
+func (v *vm) lastWords() string {
+	text, err := launcher.ReadStderr(v.spec.Dir)
 	if err != nil {
 		return ""
 	}
-	defer f.Close() //nolint:errcheck // only read
-	if info, err := f.Stat(); err == nil && info.Size() > n {
-		if _, err := f.Seek(-n, io.SeekEnd); err != nil {
-			return ""
-		}
-	}
-	b, err := io.ReadAll(io.LimitReader(f, n))
-	if err != nil {
-		return ""
-	}
-	return strings.ToValidUTF8(strings.TrimSpace(string(b)), "?")
+	text = strings.ToValidUTF8(strings.TrimSpace(text), "?")
+	return text[max(0, len(text)-lastWords):]
 }

@@ -4,68 +4,97 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"syscall"
-	"time"
+	"strings"
 
+	"github.com/tartarus-vm/tartarus/internal/node/launcher"
 	"github.com/tartarus-vm/tartarus/internal/node/tartarus"
-	"github.com/tartarus-vm/tartarus/internal/sandbox"
 )
 
-// process is a launched QEMU.
-type process interface {
-	VMM() int // QEMU's pid
-	Handle() tartarus.Handle
-	Isolation() sandbox.Isolation
-	Done() <-chan struct{}
-	Exit() tartarus.Exit // after Done
-	Kill(ctx context.Context) error
+// launch starts QEMU confined. It may read its program's surroundings, kernel
+// and initramfs, and open nothing else.
+func (d *Driver) launch(ctx context.Context, b boot, files []*os.File) (*launcher.Process, error) {
+	return launcher.Start(ctx, d.confined(launcher.Spec{
+		Argv:     append([]string{d.binary}, b.args()...),
+		Dir:      b.spec.Dir,
+		ReadOnly: []string{b.spec.Kernel, b.spec.Initrd},
+		Files:    files,
+		UID:      b.spec.UID,
+		GID:      b.spec.GID,
+		Lifeline: b.spec.Lifeline,
+	}))
 }
 
-type plain struct {
-	cmd  *exec.Cmd
-	done chan struct{}
-	exit tartarus.Exit
+// confined adds to s what every QEMU has in common.
+func (d *Driver) confined(s launcher.Spec) launcher.Spec {
+	s.Env = environment()
+	s.ReadOnly = append(s.ReadOnly, d.readable...)
+	s.Syscalls = syscalls
+	s.Require = d.cfg.Require
+	if d.accel == "kvm" {
+		s.Devices = []string{kvmDevice}
+	}
+	if os.Geteuid() == 0 && s.UID == 0 {
+		s.UID, s.GID = nobody, nobody
+	}
+	return s
 }
 
-func (d *Driver) launch(ctx context.Context, b boot, files []*os.File) (process, error) {
-	stderr, err := os.Create(filepath.Join(b.spec.Dir, stderrFile))
-	if err != nil {
-		return nil, err
-	}
-	defer stderr.Close()
-	p := &plain{cmd: exec.Command(d.binary, b.args()...), done: make(chan struct{})}
-	p.cmd.Env = environment()
-	p.cmd.ExtraFiles = files
-	p.cmd.Stdout, p.cmd.Stderr = stderr, stderr
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := p.cmd.Start(); err != nil {
-		return nil, fmt.Errorf("launching qemu: %w", err)
-	}
-	go func() {
-		p.cmd.Wait()
-		ws := p.cmd.ProcessState.Sys().(syscall.WaitStatus)
-		p.exit = tartarus.Exit{At: time.Now(), Code: p.cmd.ProcessState.ExitCode()}
-		if ws.Signaled() {
-			p.exit.Signal = int(ws.Signal())
+const (
+	kvmDevice = "/dev/kvm"
+	nobody    = 65534 // runs a VMM for which the agent chose no user
+)
+
+// surroundings are what QEMU reads to start: libraries, modules, firmware.
+func surroundings(data []string) ([]string, error) {
+	var out []string
+	for _, p := range []string{"/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/etc/ld.so.cache"} {
+		if _, err := os.Stat(p); err == nil {
+			out = append(out, p)
 		}
-		close(p.done)
-	}()
-	return p, nil
+	}
+	for _, p := range data {
+		p = filepath.Clean(p)
+		if _, err := os.Stat(p); err != nil || !filepath.IsAbs(p) {
+			continue // QEMU names folders that need not be there
+		}
+		out = append(out, p)
+		// Packages link firmware from each other's folders.
+		links, err := linked(p)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, links...)
+	}
+	return out, nil
 }
 
-func (p *plain) VMM() int                     { return p.cmd.Process.Pid }
-func (p *plain) Handle() tartarus.Handle      { return tartarus.Handle{Driver: Name, Pid: p.VMM()} }
-func (p *plain) Isolation() sandbox.Isolation { return sandbox.Isolation{} }
-func (p *plain) Done() <-chan struct{}        { return p.done }
-func (p *plain) Exit() tartarus.Exit          { return p.exit }
-func (p *plain) Kill(ctx context.Context) error {
-	p.cmd.Process.Kill()
-	select {
-	case <-p.done:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
+// linked are the folders outside dir that links in dir lead to.
+func linked(dir string) ([]string, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("looking for firmware: %w", err)
 	}
+	var out []string
+	for _, e := range entries {
+		if e.Type()&os.ModeSymlink == 0 {
+			continue
+		}
+		to, err := filepath.EvalSymlinks(filepath.Join(dir, e.Name()))
+		if err != nil || strings.HasPrefix(to, dir+"/") {
+			continue
+		}
+		out = append(out, filepath.Dir(to))
+	}
+	return out, nil
+}
+
+func handleOf(p *launcher.Process) tartarus.Handle {
+	id := p.Identity()
+	return tartarus.Handle{Driver: Name, Pid: id.Pid, StartTime: id.StartTime, BootID: id.BootID}
+}
+
+// exitOf is the launcher's account of an end in the words of the seam.
+func exitOf(e launcher.Exit) tartarus.Exit {
+	return tartarus.Exit{At: e.At, Code: e.Code, Signal: e.Signal}
 }

@@ -7,10 +7,14 @@ package qemu
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
+	"os"
 	"runtime"
 
 	"github.com/tartarus-vm/tartarus/internal/fault"
+	"github.com/tartarus-vm/tartarus/internal/node/launcher"
 	"github.com/tartarus-vm/tartarus/internal/node/tartarus"
 	"github.com/tartarus-vm/tartarus/internal/sandbox"
 )
@@ -35,6 +39,9 @@ type Config struct {
 	Accel  Accel
 	KVM    *KVMReport   // what Probe found, or nil: then auto means TCG and kvm is taken at its word
 	Logger *slog.Logger // nil discards
+
+	// Require are layers of the launcher without which no VM is started.
+	Require []string
 }
 
 // Validate reports the first setting that cannot be.
@@ -68,8 +75,10 @@ type Driver struct {
 	version version
 	accel   string
 	tscKHz  int64
-	dirs    []string // QEMU's data folders
 	log     *slog.Logger
+
+	readable  []string // of the host's files, by every VMM
+	isolation sandbox.Isolation
 }
 
 var _ tartarus.Driver = (*Driver)(nil)
@@ -100,7 +109,14 @@ func New(ctx context.Context, cfg Config) (*Driver, error) {
 	if d.version, err = checkVersion(ctx, d.binary); err != nil {
 		return nil, err
 	}
-	if d.dirs, err = dataDirs(ctx, d.binary); err != nil {
+	data, err := dataDirs(ctx, d.binary)
+	if err != nil {
+		return nil, err
+	}
+	if d.readable, err = surroundings(data); err != nil {
+		return nil, err
+	}
+	if d.isolation, err = d.trial(ctx); err != nil {
 		return nil, err
 	}
 	if d.accel == "tcg" {
@@ -109,13 +125,43 @@ func New(ctx context.Context, cfg Config) (*Driver, error) {
 	return d, nil
 }
 
+// trial has QEMU tell its version under full confinement: what isolation there
+// is on this host is what the trial had.
+func (d *Driver) trial(ctx context.Context) (sandbox.Isolation, error) {
+	fail := func(err error) (sandbox.Isolation, error) {
+		return sandbox.Isolation{}, fmt.Errorf("trying the confinement of qemu: %w", err)
+	}
+	dir, err := os.MkdirTemp("", "tartarus-qemu-")
+	if err != nil {
+		return fail(err)
+	}
+	defer os.RemoveAll(dir) //nolint:errcheck // a few small files
+	p, err := launcher.Start(ctx, d.confined(launcher.Spec{Argv: []string{d.binary, "--version"}, Dir: dir}))
+	if err != nil {
+		return fail(err)
+	}
+	select {
+	case <-p.Done():
+	case <-ctx.Done():
+		kctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout)
+		defer cancel()
+		return fail(errors.Join(ctx.Err(), p.Kill(kctx)))
+	}
+	if e := p.Exit(); e.Code != 0 {
+		return fail(fmt.Errorf("%s: %.500q", exitOf(e), p.Stderr()))
+	}
+	i := p.Isolation()
+	i.Accelerator = d.accel
+	return i, nil
+}
+
 // Info says what the driver is and can do.
 func (d *Driver) Info() tartarus.Info {
 	return tartarus.Info{
 		Name:        Name,
 		Version:     d.version.String(),
 		Accelerator: d.accel,
-		Isolation:   sandbox.Isolation{Accelerator: d.accel},
+		Isolation:   d.isolation,
 		CanPause:    true,
 		MaxVCPUs:    maxVCPUs,
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/tartarus-vm/tartarus/internal/node/launcher"
 	"github.com/tartarus-vm/tartarus/internal/node/tartarus"
 )
 
@@ -16,4 +17,14 @@ func (d *Driver) Reap(ctx context.Context, dir string, h tartarus.Handle) error 
 	return nil
 }
 
-func (d *Driver) reap(ctx context.Context, dir string, h tartarus.Handle) error { return nil }
+// reap goes by the handle and by what the launcher left in the folder: either
+// may be missing, or name a VM of an earlier attempt.
+func (d *Driver) reap(ctx context.Context, dir string, h tartarus.Handle) error {
+	if h.Pid > 0 && h.Driver == Name {
+		id := launcher.Identity{Pid: h.Pid, StartTime: h.StartTime, BootID: h.BootID}
+		if err := launcher.KillLeftover(ctx, id); err != nil {
+			return err
+		}
+	}
+	return launcher.KillLeftoverIn(ctx, dir)
+}

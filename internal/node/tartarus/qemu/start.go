@@ -2,23 +2,22 @@ package qemu
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/tartarus-vm/tartarus/internal/fault"
 	"github.com/tartarus-vm/tartarus/internal/node/tartarus"
 )
 
-// The files that a VM has in its folder.
+// The files that a VM has in its folder, besides the launcher's.
 const (
 	monitorSocket = "qmp.sock"
 	guestSocket   = "guest.sock"
-	stderrFile    = "stderr"
-	handleFile    = "vm.json"
 )
 
 // startKillTimeout bounds the end of a VM whose start failed.
@@ -77,10 +76,7 @@ func (d *Driver) start(ctx context.Context, b boot) (_ *vm, err error) {
 	// QEMU alone holds the sockets and disks now: a monitor whose QEMU has
 	// ended must fail rather than wait.
 	closeAll(files)
-	v.handle = v.proc.Handle()
-	if err := writeHandle(b.spec.Dir, v.handle); err != nil {
-		return nil, err
-	}
+	v.handle = handleOf(v.proc)
 	if err := v.attach(ctx); err != nil {
 		return nil, err
 	}
@@ -113,7 +109,12 @@ func openFiles(b boot) (files []*os.File, err error) {
 	if err != nil {
 		return files, fault.Invalid("scratch", "make the scratch disk writable", "opening the scratch disk: %v", err)
 	}
-	return append(files, scratch), nil
+	files = append(files, scratch)
+	// The lock belongs to the open file, so it lasts as long as QEMU has it.
+	if err := unix.Flock(int(scratch.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return files, fault.Wrap(fault.Conflict, err, "the scratch disk is in use by another VM")
+	}
+	return files, nil
 }
 
 func closeAll(files []*os.File) {
@@ -122,20 +123,7 @@ func closeAll(files []*os.File) {
 	}
 }
 
-// writeHandle leaves the handle in the VM's folder, for a Reap that comes
-// without one.
-func writeHandle(dir string, h tartarus.Handle) error {
-	b, err := json.Marshal(h)
-	if err != nil {
-		return err
-	}
-	tmp := filepath.Join(dir, handleFile+".new")
-	if err := os.WriteFile(tmp, b, 0o600); err != nil {
-		return err
-	}
-	return os.Rename(tmp, filepath.Join(dir, handleFile))
-}
-
+// withLastWords adds what QEMU said to an error of its start.
 func (v *vm) withLastWords(err error) error {
 	if words := v.lastWords(); words != "" {
 		return fmt.Errorf("%w; qemu said: %s", err, words)

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/tartarus-vm/tartarus/internal/node/launcher"
 	"github.com/tartarus-vm/tartarus/internal/node/tartarus"
 	"github.com/tartarus-vm/tartarus/internal/sandbox"
 )
@@ -28,7 +29,7 @@ const (
 type vm struct {
 	d      *Driver
 	spec   tartarus.Spec // Lifeline is not used after Start
-	proc   process
+	proc   *launcher.Process
 	handle tartarus.Handle
 	mon    *monitor
 	usage  *meter
@@ -37,12 +38,12 @@ type vm struct {
 	done   chan struct{}
 	exit   tartarus.Exit // set before done is closed
 
-	mu      sync.Mutex
-	port    chan struct{} // guarded by mu; closed while the guest listens
-	isOpen  bool          // guarded by mu; port is closed
-	stream  net.Conn      // guarded by mu; the last one dialled
-	byKill bool           // guarded by mu; Kill was called before the end
-	crash  string         // guarded by mu; what QEMU's own state said of its end
+	mu     sync.Mutex
+	port   chan struct{} // guarded by mu; closed while the guest listens
+	isOpen bool          // guarded by mu; port is closed
+	stream net.Conn      // guarded by mu; the last one dialled
+	byKill bool          // guarded by mu; Kill was called before the end
+	crash  string        // guarded by mu; what QEMU's own state said of its end
 
 	dialing sync.Mutex // held while a stream is opened
 	reading sync.Mutex // held while the ring is read
@@ -67,7 +68,7 @@ func (v *vm) attach(ctx context.Context) error {
 	wg.Go(func() {
 		select {
 		case <-v.proc.Done():
-			cancel(errors.New("qemu ended at once"))
+			cancel(errEndedAtOnce)
 		case <-actx.Done():
 		}
 	})
@@ -83,14 +84,27 @@ func (v *vm) attach(ctx context.Context) error {
 		}
 	}
 	if err != nil {
+		v.awaitLastWords(actx)
 		if cause := context.Cause(actx); cause != nil {
 			err = cause
 		}
 		return err
 	}
-	v.usage = newMeter(v.proc.VMM(), v.spec.Scratch)
+	v.usage = newMeter(v.proc.VMM().Pid, v.spec.Scratch)
 	go v.tend()
 	return nil
+}
+
+// awaitLastWords gives a QEMU that has closed its monitor the time to say why
+// and to end.
+func (v *vm) awaitLastWords(ctx context.Context) {
+	t := time.NewTimer(quitTimeout)
+	defer t.Stop()
+	select {
+	case <-v.proc.Done():
+	case <-ctx.Done():
+	case <-t.C:
+	}
 }
 
 // event is called by the monitor's reader.
@@ -140,7 +154,7 @@ func (v *vm) tend() {
 	}
 	<-v.proc.Done()
 	v.mon.close()
-	v.exit = v.proc.Exit()
+	v.exit = exitOf(v.proc.Exit())
 	v.exit.Stderr = v.lastWords()
 	v.mu.Lock()
 	v.exit.ByKill = v.byKill && v.exit.Signal != 0
@@ -247,7 +261,10 @@ func (v *vm) awaitPort(ctx context.Context) error {
 	}
 }
 
-var errEnded = errors.New("the VM has ended")
+var (
+	errEnded       = errors.New("the VM has ended")
+	errEndedAtOnce = errors.New("qemu ended at once")
+)
 
 // Sample reads what the host sees the VM use.
 func (v *vm) Sample() (tartarus.Sample, error) { return v.usage.sample() }
@@ -312,9 +329,10 @@ func (v *vm) Kill(ctx context.Context) error {
 	return nil
 }
 
-// removeFiles takes from a VM's folder what Start put there.
+// removeFiles takes the sockets from a VM's folder. What the launcher wrote
+// there stays until the caller removes the folder: it tells how QEMU ended.
 func removeFiles(dir string) {
-	for _, name := range []string{monitorSocket, guestSocket, handleFile, handleFile + ".new", stderrFile} {
+	for _, name := range []string{monitorSocket, guestSocket} {
 		_ = os.Remove(filepath.Join(dir, name)) // the caller removes the folder
 	}
 }
