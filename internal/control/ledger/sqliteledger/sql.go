@@ -1,0 +1,267 @@
+package sqliteledger
+
+// Everything that SQLite is told is in this file.
+//
+// records has every sandbox; live has what only those have that are queued or
+// on a node, so that claiming and placing cost the same however many have
+// ended. A live row with node '' is queued. Times are nanoseconds since 1970, 0
+// for none.
+
+// applicationID marks our files: "TART".
+const applicationID = 0x54415254
+
+// migrations[i] takes a store from version i to i+1. They are only ever added
+// to.
+var migrations = []string{
+	// 1: the first.
+	`
+CREATE TABLE records (
+	id       TEXT PRIMARY KEY,
+	tenant   TEXT NOT NULL,
+	state    TEXT NOT NULL,
+	node     TEXT NOT NULL,
+	ended_at INTEGER NOT NULL,
+	seq      INTEGER NOT NULL, -- of the last event
+	doc      TEXT NOT NULL     -- sandbox.Record as JSON
+);
+CREATE INDEX records_tenant ON records (tenant, state, id);
+CREATE INDEX records_state ON records (state, id);
+CREATE INDEX records_node ON records (node, id) WHERE node > '';
+CREATE INDEX records_ended ON records (ended_at, id) WHERE ended_at > 0;
+
+CREATE TABLE live (
+	id          TEXT PRIMARY KEY,
+	tenant      TEXT NOT NULL,
+	node        TEXT NOT NULL,
+	vcpus       INTEGER NOT NULL,
+	memory_mib  INTEGER NOT NULL,
+	disk_mib    INTEGER NOT NULL,
+	created_at  INTEGER NOT NULL,
+	deadline    INTEGER NOT NULL, -- when it has waited too long
+	not_before  INTEGER NOT NULL,
+	owner       TEXT NOT NULL,    -- of the last claim, and the next three
+	token       INTEGER NOT NULL,
+	claimed_at  INTEGER NOT NULL,
+	claim_until INTEGER NOT NULL,
+	ready_at    INTEGER NOT NULL, -- the later of not_before and claim_until
+	overdue_at  INTEGER NOT NULL, -- the later of deadline and claim_until; 0 without a deadline
+	waiting     TEXT NOT NULL     -- ledger.Waiting as JSON
+) WITHOUT ROWID;
+CREATE INDEX live_queue ON live (tenant, id, ready_at, claim_until) WHERE node = '';
+CREATE INDEX live_ready ON live (ready_at, tenant) WHERE node = '';
+CREATE INDEX live_overdue ON live (overdue_at, deadline, id) WHERE node = '' AND overdue_at > 0;
+CREATE INDEX live_tenant ON live (tenant, node, vcpus, memory_mib, disk_mib);
+CREATE INDEX live_node ON live (node, vcpus, memory_mib, disk_mib) WHERE node > '';
+
+CREATE TABLE sealed ( -- what a live sandbox was admitted with
+	id      TEXT PRIMARY KEY,
+	limits  TEXT NOT NULL, -- sandbox.Limits as JSON
+	verdict BLOB,
+	secrets BLOB
+);
+
+CREATE TABLE tenants (
+	tenant TEXT PRIMARY KEY,
+	served INTEGER NOT NULL -- grows with every claim of any tenant
+) WITHOUT ROWID;
+CREATE INDEX tenants_served ON tenants (served);
+
+CREATE TABLE events (
+	id      TEXT NOT NULL,
+	seq     INTEGER NOT NULL,
+	at      INTEGER NOT NULL,
+	state   TEXT NOT NULL,
+	cause   TEXT NOT NULL,
+	message TEXT NOT NULL,
+	PRIMARY KEY (id, seq)
+) WITHOUT ROWID;
+
+CREATE TABLE keys (
+	tenant  TEXT NOT NULL,
+	key     TEXT NOT NULL,
+	hash    TEXT NOT NULL,
+	expires INTEGER NOT NULL,
+	id      TEXT NOT NULL,
+	PRIMARY KEY (tenant, key)
+) WITHOUT ROWID;
+CREATE INDEX keys_expires ON keys (expires);
+
+CREATE TABLE nodes (
+	id    TEXT PRIMARY KEY,
+	epoch INTEGER NOT NULL,
+	doc   TEXT NOT NULL -- sandbox.Node as JSON, as it joined
+) WITHOUT ROWID;
+
+CREATE TABLE audit (
+	seq    INTEGER PRIMARY KEY,
+	tenant TEXT NOT NULL,
+	doc    TEXT NOT NULL -- ledger.AuditText, byte for byte
+);
+CREATE INDEX audit_tenant ON audit (tenant, seq);
+
+CREATE TABLE tokens (
+	id         TEXT PRIMARY KEY,
+	hash       BLOB NOT NULL UNIQUE,
+	tenant     TEXT NOT NULL,
+	created_at INTEGER NOT NULL,
+	doc        TEXT NOT NULL -- ledger.Token as JSON
+);
+`,
+}
+
+// Opening.
+const (
+	sqlWriterPragmas = `
+PRAGMA synchronous = FULL;
+PRAGMA secure_delete = ON;
+PRAGMA temp_store = MEMORY;
+PRAGMA trusted_schema = OFF;
+PRAGMA cell_size_check = ON;
+PRAGMA wal_autocheckpoint = 1000;`
+	sqlReaderPragmas = `
+PRAGMA temp_store = MEMORY;
+PRAGMA trusted_schema = OFF;
+PRAGMA query_only = ON;`
+	sqlWAL          = `PRAGMA journal_mode = WAL`
+	sqlApplication  = `PRAGMA application_id`
+	sqlMark         = `PRAGMA application_id = 1413567060` // applicationID
+	sqlTables       = `SELECT count(*) FROM sqlite_schema WHERE type = 'table'`
+	sqlVersionTable = `CREATE TABLE schema_version (version INTEGER NOT NULL)`
+	sqlVersion      = `SELECT max(version) FROM schema_version`
+	sqlSetVersion   = `INSERT INTO schema_version (version) VALUES (?1)`
+	sqlTruncateWAL  = `PRAGMA wal_checkpoint(TRUNCATE)`
+)
+
+// Transactions.
+const (
+	sqlBegin      = `BEGIN IMMEDIATE`
+	sqlCommit     = `COMMIT`
+	sqlRollback   = `ROLLBACK`
+	sqlSave       = `SAVEPOINT step`
+	sqlUnsave     = `RELEASE step`
+	sqlBackToSave = `ROLLBACK TO step`
+	sqlSnapshot   = `BEGIN DEFERRED`
+)
+
+// One sandbox.
+const (
+	sqlEntry = `
+SELECT r.doc, r.seq, l.owner, l.token, l.claimed_at, l.claim_until, l.not_before, l.waiting
+FROM records r LEFT JOIN live l ON l.id = r.id WHERE r.id = ?1`
+	sqlExists       = `SELECT 1 FROM records WHERE id = ?1`
+	sqlRecord       = `SELECT doc FROM records WHERE id = ?1`
+	sqlInsertRecord = `INSERT INTO records (id, tenant, state, node, ended_at, seq, doc) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)`
+	sqlUpdateRecord = `UPDATE records SET state = ?2, node = ?3, ended_at = ?4, seq = ?5, doc = ?6 WHERE id = ?1`
+	sqlInsertEvent  = `INSERT INTO events (id, seq, at, state, cause, message) VALUES (?1, ?2, ?3, ?4, ?5, ?6)`
+	sqlInsertLive   = `
+INSERT INTO live (id, tenant, vcpus, memory_mib, disk_mib, created_at, deadline,
+	node, not_before, owner, token, claimed_at, claim_until, ready_at, overdue_at, waiting)
+VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, '', 0, '', 0, 0, 0, 0, ?7, '{}')`
+	sqlUpdateLive = `
+UPDATE live SET node = ?2, not_before = ?3, owner = ?4, token = ?5, claimed_at = ?6, claim_until = ?7,
+	ready_at = ?8, overdue_at = ?9, waiting = ?10 WHERE id = ?1`
+	sqlDeleteLive   = `DELETE FROM live WHERE id = ?1`
+	sqlInsertSealed = `INSERT INTO sealed (id, limits, verdict, secrets) VALUES (?1, ?2, ?3, ?4)`
+	sqlDeleteSealed = `DELETE FROM sealed WHERE id = ?1`
+	sqlAdmitted     = `SELECT r.doc, s.limits, s.verdict, s.secrets FROM records r LEFT JOIN sealed s ON s.id = r.id WHERE r.id = ?1`
+	sqlLimits       = `SELECT limits FROM sealed WHERE id = ?1`
+	sqlEvents       = `SELECT seq, at, state, cause, message FROM events WHERE id = ?1 AND seq > ?2 ORDER BY seq`
+)
+
+// Sums.
+const (
+	sqlLiveCount = `SELECT count(*) FROM live WHERE tenant = ?1`
+	sqlUsage     = `
+SELECT count(*), coalesce(sum(node > ''), 0), coalesce(sum(vcpus) FILTER (WHERE node > ''), 0),
+	coalesce(sum(memory_mib) FILTER (WHERE node > ''), 0), coalesce(sum(disk_mib) FILTER (WHERE node > ''), 0)
+FROM live WHERE tenant = ?1`
+	sqlLiveTenants = `SELECT DISTINCT tenant FROM live`
+	sqlNodeUse     = `
+SELECT count(*), coalesce(sum(vcpus), 0), coalesce(sum(memory_mib), 0), coalesce(sum(disk_mib), 0)
+FROM live WHERE node = ?1 AND node > ''`
+)
+
+// The queue. The first part walks from one waiting tenant to the next by the
+// index, and so never reads a whole tenant's queue.
+const (
+	sqlWaitingTenants = `
+WITH RECURSIVE waiting (tenant) AS (
+	SELECT min(tenant) FROM live WHERE node = ''
+	UNION ALL
+	SELECT (SELECT min(l.tenant) FROM live l WHERE l.node = '' AND l.tenant > waiting.tenant)
+	FROM waiting WHERE waiting.tenant IS NOT NULL
+), first (tenant, id) AS MATERIALIZED (
+	SELECT w.tenant, (SELECT q.id FROM live q WHERE q.node = '' AND q.tenant = w.tenant AND `
+	sqlFairest = ` ORDER BY q.id LIMIT 1)
+	FROM waiting w
+	WHERE w.tenant IS NOT NULL AND w.tenant NOT IN (SELECT value FROM json_each(?2))
+)
+SELECT f.id FROM first f LEFT JOIN tenants t ON t.tenant = f.tenant
+WHERE f.id IS NOT NULL
+ORDER BY (SELECT count(*) FROM live n WHERE n.tenant = f.tenant AND n.node > ''), coalesce(t.served, 0), f.id LIMIT 1`
+	sqlNext      = sqlWaitingTenants + `q.ready_at <= ?1` + sqlFairest
+	sqlNextEarly = sqlWaitingTenants + `q.claim_until <= ?1` + sqlFairest
+
+	sqlNextOverdue = `
+SELECT id FROM live WHERE node = '' AND overdue_at > 0 AND overdue_at <= ?1 ORDER BY deadline, id LIMIT 1`
+	sqlServe = `
+INSERT INTO tenants (tenant, served) VALUES (?1, 1 + (SELECT coalesce(max(served), 0) FROM tenants))
+ON CONFLICT (tenant) DO UPDATE SET served = excluded.served`
+	sqlDue = `
+SELECT
+	(SELECT ready_at FROM live WHERE node = '' AND tenant NOT IN (SELECT value FROM json_each(?1)) ORDER BY ready_at LIMIT 1),
+	(SELECT min(overdue_at) FROM live WHERE node = '' AND overdue_at > 0),
+	(SELECT count(*) FROM live WHERE node > ''),
+	(SELECT coalesce(sum(epoch), 0) FROM nodes)`
+	sqlBacklog = `
+SELECT count(*) FILTER (WHERE ready_at <= ?1), count(*) FILTER (WHERE claim_until <= ?1 AND not_before > ?1),
+	count(*) FILTER (WHERE claim_until > ?1), min(created_at)
+FROM live WHERE node = ''`
+)
+
+// Lists. Conditions and the order are added by listSQL.
+const (
+	sqlList       = `SELECT doc FROM records WHERE 1`
+	sqlListTenant = ` AND tenant = ?1`
+	sqlListNode   = ` AND node = ?2 AND node > ''`
+	sqlListState  = ` AND state = ?3`
+	sqlListBefore = ` AND id < ?4`
+	sqlListLabels = ` AND NOT EXISTS (
+	SELECT 1 FROM json_each(?5) q WHERE NOT EXISTS (
+		SELECT 1 FROM json_each(doc, '$.request.labels') l WHERE l.key = q.key AND l.value = q.value))`
+	sqlListOrder = ` ORDER BY id DESC LIMIT ?6`
+)
+
+// Keys, nodes, audit, tokens.
+const (
+	sqlKey     = `SELECT hash, expires, id FROM keys WHERE tenant = ?1 AND key = ?2`
+	sqlPutKey  = `INSERT OR REPLACE INTO keys (tenant, key, hash, expires, id) VALUES (?1, ?2, ?3, ?4, ?5)`
+	sqlEpoch   = `SELECT epoch FROM nodes WHERE id = ?1`
+	sqlNode    = `SELECT epoch, doc FROM nodes WHERE id = ?1`
+	sqlPutNode = `INSERT OR REPLACE INTO nodes (id, epoch, doc) VALUES (?1, ?2, ?3)`
+	sqlNodes   = `SELECT id FROM nodes ORDER BY id`
+
+	sqlAuditTail     = `SELECT seq, doc FROM audit ORDER BY seq DESC LIMIT 1`
+	sqlInsertAudit   = `INSERT INTO audit (seq, tenant, doc) VALUES (?1, ?2, ?3)`
+	sqlAudit         = `SELECT doc FROM audit WHERE seq > ?1 ORDER BY seq LIMIT ?2`
+	sqlAuditOfTenant = `SELECT doc FROM audit WHERE seq > ?1 AND tenant = ?3 ORDER BY seq LIMIT ?2`
+
+	sqlTokenClash  = `SELECT doc FROM tokens WHERE id = ?1 OR hash = ?2`
+	sqlInsertToken = `INSERT INTO tokens (id, hash, tenant, created_at, doc) VALUES (?1, ?2, ?3, ?4, ?5)`
+	sqlTokenByHash = `SELECT doc FROM tokens WHERE hash = ?1`
+	sqlTokenByID   = `SELECT doc FROM tokens WHERE id = ?1`
+	sqlUpdateToken = `UPDATE tokens SET doc = ?2 WHERE id = ?1`
+	sqlTokens      = `SELECT doc FROM tokens WHERE ?1 = '' OR tenant = ?1 ORDER BY created_at, id`
+)
+
+// Pruning, in parts of a bounded size.
+const (
+	sqlTooOld       = `SELECT id FROM records WHERE ended_at > 0 AND ended_at < ?1 ORDER BY ended_at LIMIT ?2`
+	sqlTooMany      = `SELECT id FROM records WHERE ended_at > 0 ORDER BY ended_at DESC, id DESC LIMIT ?2 OFFSET ?1`
+	sqlDeleteRecord = `DELETE FROM records WHERE id = ?1`
+	sqlDeleteEvents = `DELETE FROM events WHERE id = ?1`
+	sqlDeleteKeys   = `DELETE FROM keys WHERE (tenant, key) IN (SELECT tenant, key FROM keys WHERE expires <= ?1 LIMIT ?2)`
+	sqlIdleTenants  = `
+DELETE FROM tenants WHERE NOT EXISTS (SELECT 1 FROM live l WHERE l.tenant = tenants.tenant)
+	AND served < (SELECT max(served) FROM tenants)`
+)
