@@ -7,7 +7,7 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
-	"strconv"
+	"slices"
 	"strings"
 	"time"
 
@@ -49,17 +49,17 @@ func debianTree(ctx context.Context, c Config, t *treeWriter) (string, error) {
 		return "", err
 	}
 	defer os.RemoveAll(tmp)
-	// What is newer than the build gets one time, so that two builds of a day
-	// agree. Older times stay: Python compares them with its compiled files.
-	day := time.Now().UTC().Truncate(24 * time.Hour).Unix()
-	cmd.Env = append(cmd.Env, "SOURCE_DATE_EPOCH="+strconv.FormatInt(day, 10), "TMPDIR="+tmp)
+	// With SOURCE_DATE_EPOCH Python would compile its modules so that it reads
+	// and hashes their source at every start; so no file here has its time set
+	// by it (see copyTar).
+	cmd.Env = append(slices.DeleteFunc(cmd.Env, func(kv string) bool { return strings.HasPrefix(kv, "SOURCE_DATE_EPOCH=") }), "TMPDIR="+tmp)
 	steps := newStepReader(c.Progress)
 	cmd.Stderr = steps
 	r, w := io.Pipe()
 	cmd.Stdout = w
 	copied := make(chan error, 1)
 	go func() {
-		err := t.copyTar(r)
+		err := t.copyTar(r, time.Now().UTC().Truncate(24*time.Hour))
 		r.CloseWithError(err)
 		copied <- err
 	}()
@@ -140,6 +140,17 @@ func userNamespaces() bool {
 	return true
 }
 
+// debianSteps are the lines of mmdebstrap that are worth telling, in order.
+var debianSteps = []struct{ line, step string }{
+	{"running apt-get update", "fetching package lists"},
+	{"downloading packages", "downloading packages"},
+	{"extracting archives", "unpacking packages"},
+	{"installing essential", "installing essential packages"},
+	{"installing remaining", "installing the other packages"},
+	{"cleaning", "cleaning up"},
+	{"creating tarball", "making the image"},
+}
+
 // stepReader makes steps out of mmdebstrap's lines, "I: what it does now...".
 type stepReader struct {
 	progress func(step string, done, total int64)
@@ -162,10 +173,21 @@ func (s *stepReader) Write(p []byte) (int, error) {
 			}
 			continue
 		}
-		if step, ok := strings.CutPrefix(string(s.line), "I: "); ok {
-			s.progress(strings.TrimRight(step, "."), 0, 0)
-		}
+		s.tell(string(s.line))
 		s.line = s.line[:0]
 	}
 	return len(p), nil
+}
+
+func (s *stepReader) tell(line string) {
+	line, ok := strings.CutPrefix(line, "I: ")
+	if !ok {
+		return
+	}
+	for i, known := range debianSteps {
+		if strings.HasPrefix(line, known.line) {
+			s.progress(known.step, int64(i), int64(len(debianSteps)))
+			return
+		}
+	}
 }

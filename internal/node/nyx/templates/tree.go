@@ -95,19 +95,20 @@ func (w *treeWriter) finish() error {
 
 // ownFile is a file of which every template has a version of ours.
 type ownFile struct {
-	name string
-	mode int64
-	edit func(old []byte) []byte // old is nil where the template had none
+	name     string
+	mode     int64                   // of a new or replaced one
+	edit     func(old []byte) []byte // old is nil where the template had none
+	replaced bool                    // nothing of the old one stays
 }
 
 var ownFiles = []ownFile{
-	{"etc/passwd", 0o644, addLine("root:x:0:0:root:/root:/bin/sh\n", User+":x:1000:1000:"+User+":"+Home+":/bin/sh\n")},
-	{"etc/group", 0o644, addLine("root:x:0:\n", User+":x:1000:\n")},
-	{"etc/shadow", 0o600, addLine("root:*:0:0:99999:7:::\n", User+":*:0:0:99999:7:::\n")},
-	{"etc/hosts", 0o644, replaceWith("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost\n")},
-	{"etc/hostname", 0o644, replaceWith("localhost\n")}, // the builder's name is nobody's business
-	{"etc/resolv.conf", 0o644, replaceWith("")},
-	{"etc/machine-id", 0o444, replaceWith("")},
+	{"etc/passwd", 0o644, addLine("root:x:0:0:root:/root:/bin/sh\n", User+":x:1000:1000:"+User+":"+Home+":/bin/sh\n"), false},
+	{"etc/group", 0o644, addLine("root:x:0:\n", User+":x:1000:\n"), false},
+	{"etc/shadow", 0o600, addLine("root:*:0:0:99999:7:::\n", User+":*:0:0:99999:7:::\n"), false},
+	{"etc/hosts", 0o644, replaceWith("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost\n"), true},
+	{"etc/hostname", 0o644, replaceWith("localhost\n"), true}, // the builder's name is nobody's business
+	{"etc/resolv.conf", 0o644, replaceWith(""), true},
+	{"etc/machine-id", 0o444, replaceWith(""), true},
 }
 
 func replaceWith(text string) func([]byte) []byte {
@@ -139,7 +140,10 @@ const maxOwnFile = 1 << 20
 
 // copyTar adds the files of an archive: devices and what stood in dev are left
 // out, for the guest makes its own, and the files of ownFiles are edited.
-func (w *treeWriter) copyTar(r io.Reader) error {
+// Files that are newer than day, those that the build itself wrote, get its
+// time, so that two builds of a day agree. Older times stay what they are:
+// Python compares them with what it noted in its compiled files.
+func (w *treeWriter) copyTar(r io.Reader, day time.Time) error {
 	t := tar.NewReader(r)
 	for {
 		h, err := t.Next()
@@ -160,6 +164,9 @@ func (w *treeWriter) copyTar(r io.Reader) error {
 		// Names of owners are the builder's, and of no use in an image.
 		h.Uname, h.Gname, h.Format = "", "", tar.FormatPAX
 		h.AccessTime, h.ChangeTime = time.Time{}, time.Time{}
+		if h.ModTime.After(day) && !strings.HasSuffix(name, ".py") {
+			h.ModTime = day
+		}
 		if err := w.copyEntry(h, name, t); err != nil {
 			return err
 		}
@@ -187,6 +194,9 @@ func (w *treeWriter) copyEntry(h *tar.Header, name string, data io.Reader) error
 	}
 	edited := ownFiles[i].edit(old)
 	h.Size = int64(len(edited))
+	if ownFiles[i].replaced {
+		h.Mode, h.Uid, h.Gid, h.ModTime = ownFiles[i].mode, 0, 0, epoch
+	}
 	if err := w.header(h); err != nil {
 		return err
 	}
