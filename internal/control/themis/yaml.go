@@ -63,12 +63,9 @@ func parseYAML(text []byte) (ast.Node, error) {
 // nesting.
 func checkTokens(tokens token.Tokens) error {
 	flow, entries, line := 0, 0, 0
-	for _, tk := range tokens {
+	for i, tk := range tokens {
 		if tk.Position.Line != line {
 			line, entries = tk.Position.Line, 0
-			if tk.Position.Column > maxIndent && flow == 0 && tk.Type != token.CommentType {
-				return malformed(tk, "indented too far")
-			}
 		}
 		switch tk.Type {
 		case token.AnchorType, token.AliasType, token.MergeKeyType:
@@ -85,6 +82,13 @@ func checkTokens(tokens token.Tokens) error {
 			flow--
 		case token.SequenceEntryType:
 			entries++
+			if flow == 0 && tk.Position.Column > maxIndent {
+				return malformed(tk, "indented too far")
+			}
+		case token.MappingValueType:
+			if i > 0 && flow == 0 && tokens[i-1].Position.Column > maxIndent {
+				return malformed(tokens[i-1], "indented too far")
+			}
 		}
 		if flow > maxDepth || entries > maxDepth {
 			return malformed(tk, "nested too deeply")
