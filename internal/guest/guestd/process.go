@@ -166,7 +166,7 @@ func (s *server) credit(m *guestwire.Credit) error {
 
 func (s *server) stdinData(m *guestwire.Data) error {
 	p := s.find(m.Proc)
-	if p == nil || p.in == nil || m.Flow != guestwire.In {
+	if p == nil || p.in == nil || p.exited || m.Flow != guestwire.In {
 		return nil
 	}
 	if err := p.in.window.Receive(m.Offset, len(m.Bytes)); err != nil {
@@ -179,7 +179,7 @@ func (s *server) stdinData(m *guestwire.Data) error {
 
 func (s *server) stdinEOF(m *guestwire.EOF) error {
 	p := s.find(m.Proc)
-	if p == nil || p.in == nil || m.Flow != guestwire.In {
+	if p == nil || p.in == nil || p.exited || m.Flow != guestwire.In {
 		return nil
 	}
 	if err := p.in.window.Finish(m.Offset); err != nil {

@@ -86,6 +86,10 @@ func AppendStart(b []byte, s *Start) ([]byte, int, error) {
 	return append(b, endMark), parts + 1, nil
 }
 
+// FrameSize is the length of the whole frame that b, made by Append, begins
+// with.
+func FrameSize(b []byte) int { return headerLen + int(b[1]) + int(b[2])<<8 + int(b[3])<<16 + 1 }
+
 // Reader takes frames from a stream. It is not for concurrent use.
 type Reader struct {
 	r    io.Reader
