@@ -1,0 +1,237 @@
+package hecatoncheir
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/tartarus-vm/tartarus/internal/guest/guestwire"
+	"github.com/tartarus-vm/tartarus/internal/node/journal"
+	"github.com/tartarus-vm/tartarus/internal/node/tartarus"
+	"github.com/tartarus-vm/tartarus/internal/record/hermes"
+)
+
+// step is one thing that a sandbox needs before it can execute. Both funcs may
+// be repeated, and undo works on what a failed or interrupted do left.
+type step struct {
+	name string
+	do   func(l *life, ctx context.Context) error
+	undo func(l *life, ctx context.Context) error // nil: it leaves nothing
+}
+
+// preparation is the way to a VM that waits for the order to execute. The
+// journal's entry comes before it (assign) and goes last (end).
+var preparation = []step{
+	{"folder", (*life).makeFolder, (*life).removeFolder},
+	{"log", (*life).makeLog, (*life).removeLog},
+	{"images", (*life).findImages, nil},
+	{"scratch", (*life).makeScratch, (*life).wipeScratch},
+	{"vm", (*life).boot, (*life).endVM},
+	{"setup", (*life).setup, nil},
+}
+
+// undoTimeout bounds the undoing of one step.
+const undoTimeout = 20 * time.Second
+
+// guestReserveMiB is what the commands of a guest may not use of its memory,
+// so that its kernel and init are never starved.
+const guestReserveMiB = 24
+
+// prepare does the steps in order. What was begun is undone by undoAll.
+func (l *life) prepare(ctx context.Context) error {
+	for _, s := range preparation {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		l.done = append(l.done, s)
+		if err := errors.Join(s.do(l, ctx), l.step(s.name)); err != nil {
+			return fmt.Errorf("step %s: %w", s.name, err)
+		}
+	}
+	return nil
+}
+
+// step lets tests fail it.
+func (l *life) step(name string) error {
+	if l.a.fail == nil {
+		return nil
+	}
+	return l.a.fail(name)
+}
+
+// undoAll undoes what was begun, the last first. What cannot be undone is left
+// to the agent's next start.
+func (l *life) undoAll(ctx context.Context) {
+	for len(l.done) > 0 {
+		s := l.done[len(l.done)-1]
+		l.done = l.done[:len(l.done)-1]
+		if s.undo == nil {
+			continue
+		}
+		uctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+		if err := s.undo(l, uctx); err != nil {
+			l.logger.Error("undoing a step failed", "step", s.name, "error", err)
+		}
+		cancel()
+	}
+}
+
+func (l *life) makeFolder(context.Context) error {
+	return os.MkdirAll(l.a.vmDir(l.id), 0o700)
+}
+
+func (l *life) removeFolder(context.Context) error {
+	return os.RemoveAll(l.a.sandboxDir(l.id))
+}
+
+func (l *life) makeLog(ctx context.Context) error {
+	if err := l.removeLog(ctx); err != nil {
+		return err
+	}
+	output, err := hermes.Create(l.a.logPath(l.id), l.req.LogBytes)
+	if err != nil {
+		return err
+	}
+	l.mu.Lock()
+	l.output = output
+	l.mu.Unlock()
+	return nil
+}
+
+func (l *life) removeLog(context.Context) error {
+	l.mu.Lock()
+	output := l.output
+	l.output = nil
+	l.mu.Unlock()
+	var err error
+	if output != nil {
+		err = output.Finish()
+	}
+	if rerr := os.Remove(l.a.logPath(l.id)); rerr != nil && !errors.Is(rerr, os.ErrNotExist) {
+		err = errors.Join(err, rerr)
+	}
+	return err
+}
+
+func (l *life) findImages(ctx context.Context) (err error) {
+	if l.root, err = l.a.cfg.Images.RootDisk(ctx, l.req.TemplateDigest); err != nil {
+		return fmt.Errorf("the template's disk: %w", err)
+	}
+	if l.bundle, err = l.a.cfg.Images.Bundle(ctx, l.req.GuestDigest); err != nil {
+		return fmt.Errorf("the guest bundle: %w", err)
+	}
+	return nil
+}
+
+func (l *life) makeScratch(ctx context.Context) error {
+	if err := l.wipeScratch(ctx); err != nil {
+		return err
+	}
+	return l.a.cfg.Scratch.Create(ctx, l.a.scratchPath(l.id), l.req.Resources.DiskMiB)
+}
+
+func (l *life) wipeScratch(ctx context.Context) error {
+	return l.a.cfg.Scratch.Wipe(ctx, l.a.scratchPath(l.id))
+}
+
+// boot starts the VM and reaches its guest. A boot that fails leaves no VM.
+func (l *life) boot(ctx context.Context) error {
+	select {
+	case l.a.boots <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { <-l.a.boots }()
+	spec := tartarus.Spec{
+		ID: l.id, Dir: l.a.vmDir(l.id), Kernel: l.bundle.Kernel, Initrd: l.bundle.Initrd, Cmdline: l.bundle.Cmdline,
+		Root: l.root, Scratch: l.a.scratchPath(l.id),
+		VCPUs: l.req.Resources.VCPUs, MemoryMiB: l.req.Resources.MemoryMiB, Lifeline: l.a.cfg.Lifeline,
+	}
+	if l.a.cfg.UIDBase > 0 {
+		spec.UID = l.a.cfg.UIDBase + l.slot
+		spec.GID = spec.UID
+	}
+	var guest Guest
+	connect := func(ctx context.Context, vm tartarus.VM) error {
+		// A VM that the journal does not know of could not be found again.
+		handle := vm.Handle()
+		if err := l.a.journal.Update(l.id, func(e *journal.Entry) { e.VM = handle }); err != nil {
+			return err
+		}
+		var err error
+		guest, err = l.a.cfg.Connect(ctx, vm)
+		return err
+	}
+	policy := l.a.cfg.Boot
+	policy.GivenUp = func(attempt int, vm tartarus.VM, why error) { l.bootGivenUp(attempt, vm, why) }
+	vm, _, err := tartarus.Boot(ctx, l.a.cfg.Driver, spec, connect, policy)
+	if err != nil {
+		return err
+	}
+	l.vm, l.guest = vm, guest
+	l.tell.vmReady(time.Now(), vm.Isolation())
+	return nil
+}
+
+// bootGivenUp keeps the console's last words, quoted: the guest may have
+// written anything.
+func (l *life) bootGivenUp(attempt int, vm tartarus.VM, why error) {
+	var console tail
+	if err := vm.Console(&console); err != nil {
+		l.logger.Debug("no console", "error", err)
+	}
+	l.logger.Warn("a boot was given up", "boot", attempt, "error", why, "console", fmt.Sprintf("%q", console.b))
+	if l.a.cfg.Boot.GivenUp != nil {
+		l.a.cfg.Boot.GivenUp(attempt, vm, why)
+	}
+}
+
+// tail keeps the last 2 KiB written to it.
+type tail struct{ b []byte }
+
+func (t *tail) Write(p []byte) (int, error) {
+	const keep = 2 << 10
+	t.b = append(t.b, p...)
+	if n := len(t.b) - keep; n > 0 {
+		t.b = append([]byte(nil), t.b[n:]...)
+	}
+	return len(p), nil
+}
+
+// endVM is for a VM that thanatos has ended already, or that could not be
+// ended by it.
+func (l *life) endVM(ctx context.Context) error {
+	if l.guest != nil {
+		_ = l.guest.Close() // nothing is said any more
+		l.guest = nil
+	}
+	if l.vm == nil {
+		return nil
+	}
+	return l.vm.Kill(ctx)
+}
+
+// setup gives the guest its identity and the files.
+func (l *life) setup(ctx context.Context) error {
+	var entropy [256]byte
+	var machine [16]byte
+	rand.Read(entropy[:]) // never fails
+	rand.Read(machine[:])
+	err := l.guest.Setup(ctx, guestwire.Setup{
+		Hostname: string(l.id), WallClock: time.Now().UnixNano(), Entropy: entropy[:], MachineID: hex.EncodeToString(machine[:]),
+		User: l.req.User, MemoryBytes: (l.req.Resources.MemoryMiB - guestReserveMiB) << 20, Processes: int64(l.req.Resources.Processes),
+	})
+	if err != nil {
+		return fmt.Errorf("setting the guest up: %w", err)
+	}
+	for i, f := range l.secrets.Files {
+		if err := l.guest.PutFile(ctx, f.Path, f.Mode, f.Data); err != nil {
+			return fmt.Errorf("putting file %d in: %w", i, err)
+		}
+	}
+	return nil
+}
