@@ -1,4 +1,3 @@
 // Package tartarusv1 is the contract of Tartarus in Go: messages, gRPC clients
-// and servers and REST routes made from tartarus.proto, and its OpenAPI
-// document.
+// and servers made from tartarus.proto, and its OpenAPI document.
 package tartarusv1

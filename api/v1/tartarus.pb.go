@@ -1795,7 +1795,7 @@ type LogsRequest struct {
 	// The first byte wanted.
 	Offset float64 `protobuf:"fixed64,4,opt,name=offset,proto3" json:"offset,omitempty"`
 	// Only so many lines at the end, and what follows them.
-	Tail          int32 `protobuf:"varint,5,opt,name=tail,proto3" json:"tail,omitempty"`
+	Tail          *int32 `protobuf:"varint,5,opt,name=tail,proto3,oneof" json:"tail,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1859,8 +1859,8 @@ func (x *LogsRequest) GetOffset() float64 {
 }
 
 func (x *LogsRequest) GetTail() int32 {
-	if x != nil {
-		return x.Tail
+	if x != nil && x.Tail != nil {
+		return *x.Tail
 	}
 	return 0
 }
@@ -3657,13 +3657,14 @@ const file_v1_tartarus_proto_rawDesc = "" +
 	"\x06tenant\x18\x05 \x01(\tR\x06tenant\"l\n" +
 	"\fListResponse\x122\n" +
 	"\tsandboxes\x18\x01 \x03(\v2\x14.tartarus.v1.SandboxR\tsandboxes\x12(\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\x0fnext_page_token\"y\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\x0fnext_page_token\"\x87\x01\n" +
 	"\vLogsRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06follow\x18\x02 \x01(\bR\x06follow\x12\x16\n" +
 	"\x06stream\x18\x03 \x01(\tR\x06stream\x12\x16\n" +
-	"\x06offset\x18\x04 \x01(\x01R\x06offset\x12\x12\n" +
-	"\x04tail\x18\x05 \x01(\x05R\x04tail\"\x9c\x01\n" +
+	"\x06offset\x18\x04 \x01(\x01R\x06offset\x12\x17\n" +
+	"\x04tail\x18\x05 \x01(\x05H\x00R\x04tail\x88\x01\x01B\a\n" +
+	"\x05_tail\"\x9c\x01\n" +
 	"\bLogEntry\x12\x16\n" +
 	"\x06offset\x18\x01 \x01(\x01R\x06offset\x12\x16\n" +
 	"\x06stream\x18\x02 \x01(\tR\x06stream\x12.\n" +
@@ -3993,6 +3994,7 @@ func file_v1_tartarus_proto_init() {
 		return
 	}
 	file_v1_tartarus_proto_msgTypes[13].OneofWrappers = []any{}
+	file_v1_tartarus_proto_msgTypes[20].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
