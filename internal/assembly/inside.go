@@ -1,0 +1,119 @@
+package assembly
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+
+	"github.com/tartarus-vm/tartarus/internal/cli"
+	"github.com/tartarus-vm/tartarus/internal/node/nyx"
+	"github.com/tartarus-vm/tartarus/internal/record/erebus/dirblobs"
+)
+
+// Inside is what the command line is handed of the inside.
+func Inside() cli.Inside {
+	return cli.Inside{
+		Local:          local,
+		Up:             up,
+		Setup:          setup,
+		RemoveTemplate: removeTemplate,
+		Doctor:         doctor,
+		Sockets:        sockets,
+	}
+}
+
+// stateRoot is the folder that was named, or this user's own.
+func stateRoot(named string) (string, error) {
+	if named != "" {
+		return filepath.Abs(named)
+	}
+	return DefaultState(os.Geteuid(), os.Getenv)
+}
+
+// sockets are where an up of this user, or of root, listens.
+func sockets(named string) []string {
+	var out []string
+	if root, err := stateRoot(named); err == nil {
+		out = append(out, paths{root}.up().socket())
+	}
+	if named == "" {
+		if s := (paths{"/var/lib/tartarus"}).up().socket(); len(out) == 0 || out[0] != s {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// openImages opens what runs are made from.
+func openImages(p paths, cfg nyx.Config) (*nyx.Store, *dirblobs.Store, error) {
+	blobs, err := dirblobs.Open(dirblobs.Config{Dir: p.blobs(), Log: cfg.Log})
+	if err != nil {
+		return nil, nil, err
+	}
+	cfg.Dir, cfg.Blobs = p.nyx(), blobs
+	images, err := nyx.Open(cfg)
+	if err != nil {
+		return nil, nil, err
+	}
+	return images, blobs, nil
+}
+
+// setup prepares the host. Each piece is made if it is not there.
+func setup(ctx context.Context, o cli.SetupOptions) error {
+	root, err := stateRoot(o.StateDir)
+	if err != nil {
+		return err
+	}
+	p, err := openState(root)
+	if err != nil {
+		return err
+	}
+	images, _, err := openImages(p, nyx.Config{Kernel: o.Kernel, Modules: o.Modules, Refresh: true})
+	if err != nil {
+		return err
+	}
+	if err := ensureBundle(ctx, images, o.Progress); err != nil {
+		return err
+	}
+	for _, t := range o.Templates {
+		if _, err := images.EnsureTemplate(ctx, t, steps(o.Progress)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func ensureBundle(ctx context.Context, images *nyx.Store, progress func(cli.Step)) error {
+	init, err := guestInit()
+	if err != nil {
+		return err
+	}
+	_, err = images.EnsureBundle(ctx, init, steps(progress))
+	return err
+}
+
+// steps shows nyx's steps on the command line.
+func steps(show func(cli.Step)) nyx.Progress {
+	if show == nil {
+		return nil
+	}
+	return func(s nyx.Step) {
+		show(cli.Step{Name: s.Of + ": " + s.Name, Done: s.Done, Total: s.Total})
+	}
+}
+
+func removeTemplate(ctx context.Context, stateDir, name string) error {
+	root, err := stateRoot(stateDir)
+	if err != nil {
+		return err
+	}
+	p, err := openState(root)
+	if err != nil {
+		return err
+	}
+	images, _, err := openImages(p, nyx.Config{})
+	if err != nil {
+		return err
+	}
+	return images.Remove(ctx, name) // its image goes with the next collection of an up
+}
