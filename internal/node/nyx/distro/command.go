@@ -77,7 +77,7 @@ func Finish(ctx context.Context, cmd *exec.Cmd) error {
 type Tail struct{ b []byte }
 
 // tailBytes bounds a Tail.
-const tailBytes = 4 << 10
+const tailBytes = 2 << 10
 
 // Write implements io.Writer; it never fails.
 func (t *Tail) Write(p []byte) (int, error) {
