@@ -30,7 +30,9 @@ type meter struct {
 }
 
 func newMeter(pid int, scratch string) *meter {
-	return &meter{pid: pid, scratch: scratch, blocks0: allocated(scratch)}
+	m := &meter{pid: pid, scratch: scratch, blocks0: allocated(scratch)}
+	m.sample() //nolint:errcheck // so that there is one however soon it ends
+	return m
 }
 
 // sample reads once. After the VMM's end it is the last one read.
