@@ -470,5 +470,3 @@ func (w stdinWriter) Close() error {
 	p.s.poke()
 	return nil
 }
-
-func isLost(err error) bool { return errors.Is(err, ErrLost) }

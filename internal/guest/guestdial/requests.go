@@ -2,6 +2,7 @@ package guestdial
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/tartarus-vm/tartarus/internal/guest/guestwire"
@@ -149,6 +150,7 @@ func (s *Session) answerLocked(req uint32, m guestwire.Message) error {
 	switch m := m.(type) {
 	case *guestwire.Started:
 		s.procs[m.Proc].started = true
+		s.poke() // for its first credit
 	case *guestwire.StartFailed:
 		s.forgetLocked(s.procs[m.Proc])
 	}
@@ -229,8 +231,13 @@ func (s *Session) Shutdown(ctx context.Context) error {
 	err := s.do(ctx, "shutting the guest down", one(func(req uint32) guestwire.Message {
 		return &guestwire.Shutdown{Req: req}
 	}))
-	if err != nil && ctx.Err() == nil && isLost(s.Err()) {
+	if err != nil && ctx.Err() == nil && errors.Is(s.Err(), ErrLost) {
 		return nil
+	}
+	if err == nil {
+		s.mu.Lock()
+		s.endLocked(fmt.Errorf("%w: it was shut down", ErrLost))
+		s.mu.Unlock()
 	}
 	return err
 }
