@@ -154,8 +154,8 @@ func parseHeader(header string) (string, bool) {
 
 func wellFormed(token string) bool {
 	digits, ok := strings.CutPrefix(token, prefix)
-	if !ok {
-		return false
+	if !ok || len(digits) != base64.RawURLEncoding.EncodedLen(tokenBits/8) {
+		return false // the decoder by itself would skip line ends
 	}
 	raw, err := base64.RawURLEncoding.Strict().DecodeString(digits)
 	return err == nil && len(raw)*8 == tokenBits
