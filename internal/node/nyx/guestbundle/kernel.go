@@ -36,12 +36,16 @@ func (c Config) kernel(ctx context.Context) (preparedKernel, error) {
 	if c.Kernel != "" {
 		return c.kernelFromFile(ctx)
 	}
-	if !c.Refresh {
-		if k, ok := c.newestCached(ctx); ok {
-			return k, nil
-		}
+	old, there := c.newestCached(ctx)
+	if there && !c.Refresh {
+		return old, nil
 	}
-	return c.kernelFromPackages(ctx)
+	k, err := c.kernelFromPackages(ctx)
+	if err != nil && there && ctx.Err() == nil && fault.Is(err, fault.Unavailable) {
+		c.Log.Warn("no newer kernel can be had now, the one that is there stays", "kernel", old.MadeFrom, "error", err)
+		return old, nil
+	}
+	return k, err
 }
 
 // newestCached is the kernel that was prepared last, if all of it is there.
