@@ -18,14 +18,6 @@ import (
 // Kill ends all processes of the group and waits for them, or until ctx ends.
 // Where processes are counted, none can be born any more.
 func (g *Group) Kill(ctx context.Context) error {
-	if p, ok := g.tree.parents["pids"]; ok {
-		_ = put(filepath.Join(p, g.name), "pids.max", "0") // so that a fork bomb cannot outrun what follows
-	}
-	if g.tree.version == 2 {
-		for _, d := range g.tree.dirs(g.name) {
-			_ = put(d, "cgroup.kill", "1") // since Linux 5.14, and all at once
-		}
-	}
 	for {
 		pids, err := g.pids()
 		if err != nil || len(pids) == 0 {
@@ -33,6 +25,14 @@ func (g *Group) Kill(ctx context.Context) error {
 		}
 		if slices.Contains(pids, os.Getpid()) {
 			return fmt.Errorf("the cgroup %s holds the agent itself", g.name)
+		}
+		if p, ok := g.tree.parents["pids"]; ok {
+			_ = put(filepath.Join(p, g.name), "pids.max", "0") // so that a fork bomb cannot outrun what follows
+		}
+		if g.tree.version == 2 {
+			for _, d := range g.tree.dirs(g.name) {
+				_ = put(d, "cgroup.kill", "1") // since Linux 5.14, and all at once
+			}
 		}
 		if err := g.killAll(ctx, pids); err != nil {
 			return fmt.Errorf("ending the processes of the cgroup %s: %w", g.name, err)
