@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/tartarus-vm/tartarus/internal/fault"
 	"github.com/tartarus-vm/tartarus/internal/sandbox"
 )
 
@@ -123,7 +124,8 @@ type Assign struct {
 }
 
 // OpenAssign opens an assign order with its verdict, and checks that the two
-// belong together and are meant for this node in this epoch. That the sandbox
+// belong together and are meant for this node in this epoch: an order that holds but
+// is for another epoch is a Conflict, all else PolicyDenied. That the sandbox
 // is none the node has had is for the node's journal to say.
 func (r *Ring) OpenAssign(order, verdict []byte, here Here) (Assign, error) {
 	o, err := r.OpenOrder(order, here.Now)
@@ -141,17 +143,18 @@ func (r *Ring) OpenAssign(order, verdict []byte, here Here) (Assign, error) {
 		err = errors.New("it belongs to another verdict")
 	case o.Assignment.Sandbox != v.Sandbox:
 		err = errors.New("its verdict is another sandbox's")
-	default:
-		err = o.meant(here)
 	}
 	if err != nil {
 		return Assign{}, refuse("order", err)
+	}
+	if err := o.meant(here); err != nil {
+		return Assign{}, err
 	}
 	return Assign{Order: o, Verdict: v, Digest: digest}, nil
 }
 
 // OpenKill opens a kill order and checks that it is meant for this node in
-// this epoch. The caller compares its Verdict and Attempt with those of the
+// this epoch, with the errors of OpenAssign. The caller compares its Verdict and Attempt with those of the
 // sandbox that it names.
 func (r *Ring) OpenKill(order []byte, here Here) (Order, error) {
 	o, err := r.OpenOrder(order, here.Now)
@@ -162,17 +165,18 @@ func (r *Ring) OpenKill(order []byte, here Here) (Order, error) {
 		return Order{}, refuse("order", errors.New("it is no order to end"))
 	}
 	if err := o.meant(here); err != nil {
-		return Order{}, refuse("order", err)
+		return Order{}, err
 	}
 	return o, nil
 }
 
 func (o *Order) meant(here Here) error {
 	if o.Assignment.Node != here.Node {
-		return errors.New("it is meant for another node")
+		return refuse("order", errors.New("it is meant for another node"))
 	}
 	if o.Assignment.Epoch != here.Epoch {
-		return fmt.Errorf("it is meant for epoch %d of this node, not %d", o.Assignment.Epoch, here.Epoch)
+		return fault.New(fault.Conflict, "the order is for epoch %d of this node, which is at %d", o.Assignment.Epoch, here.Epoch).
+			WithHint("The node joined anew after the order was made; the control plane places the sandbox again.")
 	}
 	return nil
 }

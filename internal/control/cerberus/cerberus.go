@@ -111,12 +111,12 @@ func (g *Guard) Authenticate(ctx context.Context, header, source string) (sandbo
 	}
 	token, ok := parseHeader(header)
 	if !ok {
-		g.failed.add(source, now)
+		g.failed.add(source, now, 1)
 		return sandbox.Principal{}, badToken()
 	}
 	t, err := g.find(ctx, sha256.Sum256([]byte(token)), now)
 	if fault.Is(err, fault.NotFound) || err == nil && !holds(t, now) {
-		g.failed.add(source, now)
+		g.failed.add(source, now, 1)
 		return sandbox.Principal{}, badToken()
 	}
 	if err != nil {

@@ -354,6 +354,39 @@ func TestFailuresBecomeOneEntryASourceAndMinute(t *testing.T) {
 	}
 }
 
+func TestFailuresThatCannotBeWrittenAreCountedAgain(t *testing.T) {
+	g, _, c := newGuard(t)
+	for i := range 6 {
+		g.Authenticate(t.Context(), "Bearer nonsense", fmt.Sprint("s", i%3))
+	}
+	c.add(time.Minute)
+	var written []sandbox.AuditEntry
+	room := 1
+	write := func(_ context.Context, e sandbox.AuditEntry) error {
+		if room == 0 {
+			return fault.New(fault.Unavailable, "no room")
+		}
+		room--
+		written = append(written, e)
+		return nil
+	}
+	if err := g.WriteDue(t.Context(), c.Now(), write); !fault.Is(err, fault.Unavailable) {
+		t.Errorf("error %v", err)
+	}
+	room = 10
+	if err := g.WriteDue(t.Context(), c.Now(), write); err != nil || len(written) != 3 {
+		t.Fatalf("written %+v, %v", written, err)
+	}
+	for i, e := range written {
+		if e.Source != fmt.Sprint("s", i) || !strings.HasPrefix(e.Reasons[0].Message, "2 calls") || !e.Time.Equal(start.Truncate(time.Minute)) {
+			t.Errorf("entry %d: %+v", i, e)
+		}
+	}
+	if err := g.WriteDue(t.Context(), c.Now().Add(time.Hour), write); err != nil || len(written) != 3 {
+		t.Errorf("written twice: %+v, %v", written, err)
+	}
+}
+
 func TestManyAtOnce(t *testing.T) {
 	g, _, c := newGuard(t)
 	token, kept := create(t, g, cerberus.Spec{Scopes: []sandbox.Scope{"run"}})

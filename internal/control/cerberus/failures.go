@@ -2,6 +2,7 @@ package cerberus
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"slices"
 	"sync"
@@ -26,7 +27,24 @@ type failures struct {
 	last    time.Time                      // guarded by mu: the newest minute there is
 }
 
-func (f *failures) add(source string, now time.Time) {
+// count is the failures of one source in one minute.
+type count struct {
+	minute time.Time
+	source string
+	calls  int64
+}
+
+func (c count) entry() sandbox.AuditEntry {
+	return sandbox.AuditEntry{
+		Time: c.minute, Source: c.source, Action: "authenticate", Decision: sandbox.Deny,
+		Reasons: []sandbox.Reason{{
+			Judge: "cerberus", Rule: "token",
+			Message: fmt.Sprintf("%d calls with a bad token within one minute", c.calls),
+		}},
+	}
+}
+
+func (f *failures) add(source string, now time.Time, calls int64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.minutes == nil {
@@ -45,41 +63,51 @@ func (f *failures) add(source string, now time.Time) {
 	if _, ok := sources[source]; !ok && len(sources) >= maxSources {
 		source = manySources
 	}
-	sources[source]++
+	sources[source] += calls
 }
 
-// take removes and returns the counts of the minutes that have ended by now.
-func (f *failures) take(now time.Time) map[time.Time]map[string]int64 {
+// due removes and returns the counts of the minutes that have ended by now,
+// oldest first.
+func (f *failures) due(now time.Time) []count {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	out := map[time.Time]map[string]int64{}
+	var out []count
 	for minute, sources := range f.minutes {
-		if !now.Before(minute.Add(time.Minute)) {
-			out[minute] = sources
-			delete(f.minutes, minute)
+		if now.Before(minute.Add(time.Minute)) {
+			continue
 		}
+		for source, calls := range sources {
+			out = append(out, count{minute, source, calls})
+		}
+		delete(f.minutes, minute)
 	}
+	slices.SortFunc(out, func(a, b count) int { return cmp.Or(a.minute.Compare(b.minute), cmp.Compare(a.source, b.source)) })
 	return out
 }
 
 // Due returns, once, an audit entry for each source and minute that ended by
-// now in which bad tokens came, oldest first. The caller writes them. At its
-// end it asks once more with a time a minute ahead.
+// now in which bad tokens came, oldest first. The caller writes them; WriteDue
+// is the same for one that can fail.
 func (g *Guard) Due(now time.Time) []sandbox.AuditEntry {
 	var out []sandbox.AuditEntry
-	for minute, sources := range g.failed.take(now) {
-		for source, count := range sources {
-			out = append(out, sandbox.AuditEntry{
-				Time: minute, Source: source, Action: "authenticate", Decision: sandbox.Deny,
-				Reasons: []sandbox.Reason{{
-					Judge: "cerberus", Rule: "token",
-					Message: fmt.Sprintf("%d calls with a bad token within one minute", count),
-				}},
-			})
+	for _, c := range g.failed.due(now) {
+		out = append(out, c.entry())
+	}
+	return out
+}
+
+// WriteDue writes what Due would return. What cannot be written is counted
+// again, and due next time. At its end a server calls it once more with a time
+// a minute ahead.
+func (g *Guard) WriteDue(ctx context.Context, now time.Time, write func(context.Context, sandbox.AuditEntry) error) error {
+	due := g.failed.due(now)
+	for i, c := range due {
+		if err := write(ctx, c.entry()); err != nil {
+			for _, rest := range due[i:] {
+				g.failed.add(rest.source, rest.minute, rest.calls)
+			}
+			return fmt.Errorf("writing the audit of bad tokens: %w", err)
 		}
 	}
-	slices.SortFunc(out, func(a, b sandbox.AuditEntry) int {
-		return cmp.Or(a.Time.Compare(b.Time), cmp.Compare(a.Source, b.Source))
-	})
-	return out
+	return nil
 }

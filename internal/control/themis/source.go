@@ -60,7 +60,7 @@ func readPolicyFile(path string) ([]byte, error) {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, fault.New(fault.NotFound, "there is no policy file %s", path).
-			WithHint("`tartarus policy show` prints the built-in policy, to start from.")
+			WithHint("Give the path of a policy file, or none to use the built-in policy.")
 	case err != nil:
 		return nil, fmt.Errorf("reading policy %s: %w", path, err)
 	}

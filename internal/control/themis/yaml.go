@@ -30,7 +30,7 @@ func malformed(tk *token.Token, format string, args ...any) error {
 		where = fmt.Sprintf("line %d, column %d: ", tk.Position.Line, tk.Position.Column)
 	}
 	return fault.New(fault.InvalidArgument, "the policy is malformed: %s%s", where, fmt.Sprintf(format, args...)).
-		WithHint("Compare it with the built-in policy, which `tartarus policy show` prints.")
+		WithHint("Mend that place. A policy has the keys version (1), tenants, defaults, maxima, templates, network, isolation_floor and rules.")
 }
 
 // parseYAML returns the one mapping that the text is.
