@@ -29,6 +29,7 @@ func (l *life) end(ctx context.Context, stopHelpers func()) {
 	}
 	if l.guest != nil {
 		_ = l.guest.Close() // the watchers may wait for it
+		l.guest = nil
 	}
 	l.watchers.Wait()
 	l.forgetSecrets()

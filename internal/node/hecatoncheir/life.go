@@ -177,8 +177,11 @@ func (l *life) execute(ctx, sctx context.Context) error {
 	if err := l.a.journal.Update(l.id, func(e *journal.Entry) { e.StartedAt = at.UTC() }); err != nil {
 		return err
 	}
-	if err := errors.Join(l.step("execute"), sctx.Err()); err != nil {
+	if err := l.step("execute"); err != nil {
 		return err
+	}
+	if _, _, dying := l.death.First(); dying {
+		return context.Canceled
 	}
 	l.clock.Started(at)
 	proc, err := l.guest.Start(sctx, guestwire.Start{
@@ -190,8 +193,11 @@ func (l *life) execute(ctx, sctx context.Context) error {
 		return err
 	}
 	l.tell.state(sandbox.Progress{State: sandbox.Running, At: at.UTC()})
-	if err != nil {
-		return err // the order may have been carried out
+	if err != nil { // the order may have been carried out
+		if sctx.Err() == nil {
+			l.guestLost(sctx, err)
+		}
+		return err
 	}
 	stdin := l.secrets.Stdin
 	l.forgetSecrets()
