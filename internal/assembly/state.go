@@ -20,10 +20,11 @@ const stateVersion = 1
 // paths is the layout of a state folder.
 //
 //	version      the layout's version
-//	lock         held by an up
 //	blobs/       images and ended logs, shared by every process on the folder
 //	nyx/         names of templates, the guest bundle
 //	lethe/       empty disks to clone
+//	uids/        locks of the user IDs that runs --local have taken
+//	admin-token  the first token
 //	kvm.json     what the trial boot on KVM said
 //	up/          what an up keeps (home)
 //	local/ID/    what one run --local keeps (home), removed at its end
@@ -37,6 +38,7 @@ func (p paths) lethe() string      { return filepath.Join(p.root, "lethe") }
 func (p paths) kvm() string        { return filepath.Join(p.root, "kvm.json") }
 func (p paths) up() home           { return home{filepath.Join(p.root, "up")} }
 func (p paths) locals() string     { return filepath.Join(p.root, "local") }
+func (p paths) uids() string       { return filepath.Join(p.root, "uids") }
 func (p paths) adminToken() string { return filepath.Join(p.root, "admin-token") }
 
 // home is what one process keeps: the book, the keys, the node.
@@ -47,6 +49,7 @@ func (h home) ledger() string { return filepath.Join(h.root, "ledger.db") }
 func (h home) key() string    { return filepath.Join(h.root, "signing.key") }
 func (h home) box() string    { return filepath.Join(h.root, "secrets.key") }
 func (h home) node() string   { return filepath.Join(h.root, "node") }
+func (h home) logs() string   { return filepath.Join(h.root, "logs") }
 func (h home) run() string    { return filepath.Join(h.root, "run") }
 func (h home) socket() string { return filepath.Join(h.run(), "api.sock") }
 

@@ -27,12 +27,8 @@ type Queue interface {
 	// Return gives a claim back. tenantLimited: it waits for its tenant's own
 	// limit, and the tenant's others need not be tried before something of it ends.
 	Return(ctx context.Context, c ledger.Claim, w ledger.Waiting, tenantLimited bool) error
-}
-
-// Ledger is what the scheduler needs of the book.
-type Ledger interface {
-	atropos.Ledger
-	End(ctx context.Context, a sandbox.Assignment, end sandbox.End) (sandbox.Record, error)
+	// Drop ends a claimed request.
+	Drop(ctx context.Context, c ledger.Claim, cause sandbox.Cause, message string) (sandbox.Record, error)
 }
 
 // Nodes is the registry (hades).
@@ -45,7 +41,7 @@ type Nodes interface {
 // Config is what a Scheduler is made of.
 type Config struct {
 	Queue    Queue
-	Ledger   Ledger
+	Ledger   atropos.Ledger
 	Nodes    Nodes
 	Verdicts clotho.Verdicts
 	Workers  int              // how many requests are placed at once; 4 if zero
@@ -172,17 +168,20 @@ func (s *Scheduler) wait(ctx context.Context, th clotho.Thread, ranking lachesis
 }
 
 func (s *Scheduler) giveBack(ctx context.Context, c ledger.Claim, w ledger.Waiting, tenantLimited bool) error {
-	err := s.cfg.Queue.Return(ctx, c, w, tenantLimited)
-	if fault.Is(err, fault.Conflict) || fault.Is(err, fault.NotFound) {
-		return nil // somebody else decided meanwhile
-	}
-	return err
+	return unlessOvertaken(s.cfg.Queue.Return(ctx, c, w, tenantLimited))
 }
 
 func (s *Scheduler) end(ctx context.Context, c ledger.Claim, cause sandbox.Cause, message string) error {
 	s.forgive(c.Admitted.Record.ID)
-	_, err := s.cfg.Ledger.End(ctx, sandbox.Assignment{Sandbox: c.Admitted.Record.ID},
-		sandbox.End{At: s.cfg.Clock(), Exit: sandbox.ExitRecord{Cause: cause, Source: cause.Source(), Message: message}})
+	_, err := s.cfg.Queue.Drop(ctx, c, cause, message)
+	return unlessOvertaken(err)
+}
+
+// unlessOvertaken passes over that somebody else decided meanwhile.
+func unlessOvertaken(err error) error {
+	if fault.Is(err, fault.Conflict) || fault.Is(err, fault.NotFound) {
+		return nil
+	}
 	return err
 }
 

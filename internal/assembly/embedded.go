@@ -1,0 +1,340 @@
+package assembly
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/oklog/ulid/v2"
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc/test/bufconn"
+
+	"github.com/tartarus-vm/tartarus/internal/cli"
+	"github.com/tartarus-vm/tartarus/internal/control/acheron"
+	"github.com/tartarus-vm/tartarus/internal/control/cerberus"
+	"github.com/tartarus-vm/tartarus/internal/control/hades"
+	"github.com/tartarus-vm/tartarus/internal/control/ledger"
+	"github.com/tartarus-vm/tartarus/internal/control/ledger/sqliteledger"
+	"github.com/tartarus-vm/tartarus/internal/control/moirai"
+	"github.com/tartarus-vm/tartarus/internal/control/olympus"
+	"github.com/tartarus-vm/tartarus/internal/control/themis"
+	"github.com/tartarus-vm/tartarus/internal/fault"
+	"github.com/tartarus-vm/tartarus/internal/node/hecatoncheir"
+	"github.com/tartarus-vm/tartarus/internal/node/lethe"
+	"github.com/tartarus-vm/tartarus/internal/node/nyx"
+	"github.com/tartarus-vm/tartarus/internal/node/tartarus"
+	"github.com/tartarus-vm/tartarus/internal/record/erebus/dirblobs"
+	"github.com/tartarus-vm/tartarus/internal/runner"
+	"github.com/tartarus-vm/tartarus/internal/seal"
+)
+
+// Config is what an embedded Tartarus is made of. The zero value is an up on
+// this user's state folder, on its Unix socket alone.
+type Config struct {
+	StateDir string // this user's own if empty
+	Policy   string // file; the built-in policy if empty
+	Listen   string // loopback address, host:port; "" for none
+
+	// Local is everything for one command: a folder and lock of its own, no
+	// socket, and VMs that end with this process.
+	Local bool
+
+	// Templates are made first, where they are not there and can be made.
+	Templates []string
+	Progress  func(cli.Step) // nil: not told
+
+	// Driver wraps the driver that was chosen, or replaces it; nil leaves it.
+	// Tests watch or script VMs with it.
+	Driver func(tartarus.Driver) tartarus.Driver
+
+	Logger *slog.Logger // nil: none
+}
+
+// Running is an embedded Tartarus that is up.
+type Running struct {
+	Addresses []string // for people: unix:///…, http://…
+	Dial      func(ctx context.Context) (net.Conn, error)
+	StateDir  string
+}
+
+// Run puts an embedded Tartarus together, calls ready when it answers, and
+// runs it until ctx ends.
+func Run(ctx context.Context, cfg Config, ready func(Running)) (err error) {
+	e := &embedded{cfg: cfg, log: cfg.Logger}
+	if e.log == nil {
+		e.log = slog.New(slog.DiscardHandler)
+	}
+	defer func() { err = errors.Join(err, e.close()) }()
+	for _, step := range []func(context.Context) error{e.openFolders, e.openImages, e.chooseDriver, e.openBook, e.build} {
+		if err := step(ctx); err != nil {
+			return err
+		}
+	}
+	return runner.Run(ctx, func() {
+		if ready != nil {
+			ready(Running{Addresses: e.addresses, Dial: e.api.DialContext, StateDir: e.paths.root})
+		}
+	}, e.services...)
+}
+
+// embedded is an embedded Tartarus while it is put together.
+type embedded struct {
+	cfg Config
+	log *slog.Logger
+
+	paths     paths
+	home      home
+	images    *nyx.Store
+	driver    tartarus.Driver
+	book      *sqliteledger.Ledger
+	key       *seal.Key
+	box       *seal.Box
+	logs      *dirblobs.Store
+	policies  *themis.Source
+	guard     *cerberus.Guard
+	api       *bufconn.Listener // the API, for this process itself
+	addresses []string
+	uidBase   int
+	services  []runner.Service
+	undo      []func() error // in order; carried out in reverse
+}
+
+func (e *embedded) later(f func() error) { e.undo = append(e.undo, f) }
+
+func (e *embedded) close() error {
+	var errs []error
+	for i := len(e.undo) - 1; i >= 0; i-- {
+		errs = append(errs, e.undo[i]())
+	}
+	e.undo = nil
+	return errors.Join(errs...)
+}
+
+// openFolders opens the state and this process's own folder in it, locked.
+func (e *embedded) openFolders(context.Context) error {
+	root, err := stateRoot(e.cfg.StateDir)
+	if err != nil {
+		return err
+	}
+	if e.paths, err = openState(root); err != nil {
+		return err
+	}
+	if err := e.openHome(); err != nil {
+		return err
+	}
+	return e.takeUIDs()
+}
+
+func (e *embedded) openHome() error {
+	e.home = e.paths.up()
+	if e.cfg.Local {
+		e.home = home{filepath.Join(e.paths.locals(), newULID())}
+	}
+	if err := privateDir(e.home.root); err != nil {
+		return err
+	}
+	lock, err := tryLock(e.home.lock())
+	if errors.Is(err, errHeld) {
+		return fault.New(fault.Conflict, "another `tartarus up` runs on the state folder %s", e.paths.root).
+			WithHint("use it as it is, end it, or name another folder with --state")
+	}
+	if err != nil {
+		return err
+	}
+	e.later(lock.Close)
+	if e.cfg.Local {
+		// While the lock is still held: nobody else sweeps what goes away here.
+		e.later(func() error { return os.RemoveAll(e.home.root) })
+	}
+	return nil
+}
+
+func newULID() string { return strings.ToLower(ulid.MustNew(ulid.Now(), rand.Reader).String()) }
+
+func (e *embedded) openImages(ctx context.Context) error {
+	images, _, err := openImages(e.paths, nyx.Config{Log: e.log})
+	if err != nil {
+		return err
+	}
+	e.images = images
+	if err := ensureBundle(ctx, images, e.cfg.Progress); err != nil {
+		return err
+	}
+	for _, name := range e.cfg.Templates {
+		if _, err := images.EnsureTemplate(ctx, name, steps(e.cfg.Progress)); err != nil && !fault.Is(err, fault.NotFound) {
+			return err // one that is unknown is the request's to be told of
+		}
+	}
+	return nil
+}
+
+func (e *embedded) chooseDriver(ctx context.Context) error {
+	c, err := choose(ctx, e.paths, e.log)
+	if err != nil {
+		return err
+	}
+	e.driver = c.driver
+	if e.cfg.Driver != nil {
+		e.driver = e.cfg.Driver(c.driver)
+	}
+	info := e.driver.Info()
+	e.log.Info("driver chosen", "driver", info.Name, "version", info.Version, "accelerator", info.Accelerator, "because", c.why, "kvm", c.kvm.Why)
+	return e.sweepLocals(ctx)
+}
+
+// openBook opens what this process keeps: keys, book, logs, policy, tokens.
+func (e *embedded) openBook(ctx context.Context) (err error) {
+	if e.key, err = seal.LoadOrCreateKey(e.home.key()); err != nil {
+		return err
+	}
+	if e.box, err = seal.LoadOrCreateBox(e.home.box()); err != nil {
+		return err
+	}
+	if e.book, err = sqliteledger.Open(ctx, sqliteledger.Config{Path: e.home.ledger(), Logger: e.log}); err != nil {
+		return err
+	}
+	e.later(e.book.Close)
+	if e.logs, err = dirblobs.Open(dirblobs.Config{Dir: e.home.logs(), Log: e.log}); err != nil {
+		return err
+	}
+	if e.policies, err = themis.OpenSource(e.cfg.Policy); err != nil {
+		return err
+	}
+	e.guard, err = cerberus.New(cerberus.Config{
+		Tokens: e.book, Logger: e.log,
+		KnownTenant: func(name string) bool { _, ok := e.policies.Active().Tenant(name); return ok },
+	})
+	if err != nil {
+		return err
+	}
+	if e.cfg.Local {
+		return nil
+	}
+	return e.guard.EnsureAdminToken(ctx, e.paths.adminToken())
+}
+
+// build makes the parts and the order in which they start.
+func (e *embedded) build(ctx context.Context) error {
+	metrics := prometheus.NewRegistry()
+	w := newWire()
+	reg, err := hades.New(hades.Config{Ledger: e.book, Key: e.key, Box: e.box, Dial: w.dialNode, Logger: e.log})
+	if err != nil {
+		return err
+	}
+	agent, err := e.newAgent(w)
+	if err != nil {
+		return err
+	}
+	queue, err := acheron.New(acheron.Config{Ledger: e.book, Owner: newULID(), Logger: e.log})
+	if err != nil {
+		return err
+	}
+	ring, err := seal.NewRing(e.key.Public())
+	if err != nil {
+		return err
+	}
+	sched, err := moirai.New(moirai.Config{Queue: queue, Ledger: e.book, Nodes: reg, Verdicts: ring, Logger: e.log})
+	if err != nil {
+		return err
+	}
+	server, err := e.newServer(reg, metrics)
+	if err != nil {
+		return err
+	}
+	e.services = []runner.Service{
+		w.control(reg),
+		w.node(agent),
+		{Name: "node", Start: agent.Start, Run: agent.Run, Stop: agent.Stop, StopTimeout: time.Minute},
+		{Name: "node registry", Run: reg.Run},
+		{Name: "scheduler", Run: sched.Run},
+		{Name: "housekeeping", Run: e.keepHouse},
+		e.serve(server),
+	}
+	e.later(reg.Close)
+	return ctx.Err()
+}
+
+func (e *embedded) newAgent(w *wire) (*hecatoncheir.Agent, error) {
+	capacity, err := hostCapacity(e.paths.root)
+	if err != nil {
+		return nil, err
+	}
+	scratch, err := lethe.Open(lethe.Config{Dir: e.paths.lethe(), Log: e.log})
+	if err != nil {
+		return nil, err
+	}
+	control, conn, err := w.controlClient()
+	if err != nil {
+		return nil, err
+	}
+	e.later(conn.Close)
+	cfg := hecatoncheir.Config{
+		NodeID: "local", Dir: e.home.node(), Driver: e.driver, Images: e.images, Scratch: scratch, Blobs: e.logs,
+		Control: control, Capacity: capacity, Address: inMemory, UIDBase: e.uidBase, Logger: e.log,
+	}
+	if e.cfg.Local {
+		r, held, err := os.Pipe()
+		if err != nil {
+			return nil, fmt.Errorf("making the lifeline: %w", err)
+		}
+		// held is closed by the kernel when this process dies.
+		e.later(func() error { return errors.Join(r.Close(), held.Close()) })
+		cfg.Lifeline = r
+	}
+	return hecatoncheir.New(cfg)
+}
+
+func (e *embedded) newServer(reg *hades.Registry, metrics *prometheus.Registry) (*olympus.Server, error) {
+	adm, err := olympus.NewAdmission(olympus.AdmissionConfig{
+		Policies: e.policies, Lookup: lookup{e.images}, Bench: bench(), Key: e.key, Box: e.box, Ledger: e.book,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return olympus.New(olympus.Config{
+		Auth: e.guard, Admission: adm, Records: e.book, Killing: e.book, Nodes: reg, Blobs: e.logs,
+		Operator: olympus.Operator{Templates: e.images, Nodes: reg, Audit: e.book, Policies: e.policies, Tokens: e.guard},
+		Metrics:  metrics, Log: e.log,
+	})
+}
+
+// serve is the API on its listeners. They are opened at the start, so that an
+// address that is taken is said at once.
+func (e *embedded) serve(server *olympus.Server) runner.Service {
+	e.api = bufconn.Listen(256 << 10)
+	listeners := []net.Listener{olympus.Trusted(e.api)}
+	return runner.Service{
+		Name: "API server",
+		Start: func(ctx context.Context) error {
+			if e.cfg.Local {
+				return nil
+			}
+			l, err := olympus.ListenUnix(ctx, e.home.socket())
+			if err != nil {
+				return err
+			}
+			listeners = append(listeners, l)
+			e.addresses = append(e.addresses, "unix://"+e.home.socket())
+			if e.cfg.Listen == "" {
+				return nil
+			}
+			if l, err = olympus.ListenTCP(ctx, e.cfg.Listen); err != nil {
+				return errors.Join(err, listeners[1].Close())
+			}
+			listeners = append(listeners, l)
+			e.addresses = append(e.addresses, "http://"+l.Addr().String())
+			return nil
+		},
+		Run:         func(ctx context.Context) error { return server.Serve(ctx, listeners...) },
+		StopTimeout: 15 * time.Second,
+	}
+}
+
+var _ ledger.Ledger = (*sqliteledger.Ledger)(nil)
