@@ -5,9 +5,6 @@ import (
 	"slices"
 	"unsafe"
 
-	seccomp "github.com/elastic/go-seccomp-bpf"
-	"github.com/elastic/go-seccomp-bpf/arch"
-	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 
 	"github.com/tartarus-vm/tartarus/internal/fault"
@@ -70,89 +67,52 @@ var prctlOptions = []uint64{
 
 const newNamespaces = unix.CLONE_NEWNS | unix.CLONE_NEWCGROUP | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC | unix.CLONE_NEWUSER | unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWTIME
 
-// Registers are compared in all their 64 bits, so a value that the kernel
-// would cut to 32 bits cannot slip past "equal"; for "not equal" a bound on
-// the whole register stands before it.
-const max32 = 1<<32 - 1
-
 // conditions are the alternatives under which a call is allowed whose name
 // alone says too little; nil for all others. pid is the VMM's own.
-func conditions(name string, pid uint64) []seccomp.ArgumentConditions {
-	oneOf := func(arg uint32, values []uint64) []seccomp.ArgumentConditions {
-		var out []seccomp.ArgumentConditions
-		for _, v := range values {
-			out = append(out, seccomp.ArgumentConditions{{Argument: arg, Operation: seccomp.Equal, Value: v}})
-		}
-		return out
-	}
+func conditions(name string, pid uint64) [][]condition {
 	switch name {
 	case "clone": // threads only; their flags are the first argument on amd64 and arm64
-		return []seccomp.ArgumentConditions{{
-			{Argument: 0, Operation: seccomp.BitsSet, Value: unix.CLONE_THREAD},
-			{Argument: 0, Operation: seccomp.BitsNotSet, Value: newNamespaces},
-		}}
+		return [][]condition{{{arg: 0, is: allSet, value: unix.CLONE_THREAD}, {arg: 0, is: noneSet, value: newNamespaces}}}
 	case "kill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo":
-		return oneOf(0, []uint64{pid})
+		return oneOf(0, pid)
 	case "prlimit64":
-		return oneOf(0, []uint64{0})
+		return oneOf(0, 0)
 	case "prctl":
-		return oneOf(0, prctlOptions)
+		return oneOf(0, prctlOptions...)
 	case "fcntl":
-		return oneOf(1, fcntlCommands)
+		return oneOf(1, fcntlCommands...)
 	case "ioctl": // not typing into a terminal
-		return []seccomp.ArgumentConditions{{
-			{Argument: 1, Operation: seccomp.LessOrEqual, Value: max32},
-			{Argument: 1, Operation: seccomp.NotEqual, Value: unix.TIOCSTI},
-			{Argument: 1, Operation: seccomp.NotEqual, Value: 0x541c}, // TIOCLINUX
-		}}
+		return [][]condition{{{arg: 1, is: not32, value: unix.TIOCSTI}, {arg: 1, is: not32, value: tioclinux}}}
 	}
 	return nil
 }
 
-// assemble makes the filter of a VMM. The only execve it lets through is one
-// whose first argument is the address execAddr, which nobody can know but the
-// stage that chose it: its memory is gone with its exec. A wrong guess kills.
-func assemble(names []string, pid int, execAddr uintptr) ([]unix.SockFilter, error) {
-	info, err := arch.GetInfo("")
-	if err != nil {
-		return nil, err
+const tioclinux = 0x541c
+
+func oneOf(arg int, values ...uint64) [][]condition {
+	var out [][]condition
+	for _, v := range values {
+		out = append(out, []condition{{arg: arg, is: equal, value: v}})
 	}
-	known := func(n string) bool { _, ok := info.SyscallNames[n]; return ok }
-	allow := seccomp.SyscallGroup{Action: seccomp.ActionAllow}
+	return out
+}
+
+// rules are the filter of a VMM. The only execve it lets through is one whose
+// first argument is the address execAddr, which nobody can know but the stage
+// that chose it: its memory is gone with its exec. A wrong guess kills.
+func rules(names []string, pid int, execAddr uintptr) []rule {
 	all := slices.Concat(base, names)
 	slices.Sort(all)
+	var out []rule
 	for _, n := range slices.Compact(all) {
-		if !known(n) {
-			continue
-		}
-		alternatives := conditions(n, uint64(pid))
-		if alternatives == nil {
-			allow.Names = append(allow.Names, n)
-		}
-		for _, c := range alternatives {
-			allow.NamesWithCondtions = append(allow.NamesWithCondtions, seccomp.NameWithConditions{Name: n, Conditions: c})
-		}
+		out = append(out, rule{name: n, when: conditions(n, uint64(pid)), then: allow, otherwise: refuse})
 	}
-	allow.NamesWithCondtions = append(allow.NamesWithCondtions, seccomp.NameWithConditions{
-		Name: "execve", Conditions: seccomp.ArgumentConditions{{Argument: 0, Operation: seccomp.Equal, Value: uint64(execAddr)}},
-	})
-	kill := seccomp.SyscallGroup{Action: seccomp.ActionKillProcess, Names: slices.DeleteFunc(append([]string{"execve"}, deadly...), func(n string) bool { return !known(n) })}
+	out = append(out, rule{name: "execve", when: oneOf(0, uint64(execAddr)), then: allow, otherwise: kill})
+	for _, n := range deadly {
+		out = append(out, rule{name: n, then: kill})
+	}
 	// glibc falls back to clone, whose flags can be seen, only on ENOSYS.
-	absent := seccomp.SyscallGroup{Action: seccomp.ActionErrno | seccomp.Action(unix.ENOSYS), Names: slices.DeleteFunc([]string{"clone3"}, func(n string) bool { return !known(n) })}
-	policy := seccomp.Policy{DefaultAction: seccomp.ActionErrno, Syscalls: []seccomp.SyscallGroup{allow, kill, absent}}
-	insts, err := policy.Assemble()
-	if err != nil {
-		return nil, fmt.Errorf("assembling the filter: %w", err)
-	}
-	raw, err := bpf.Assemble(insts)
-	if err != nil {
-		return nil, fmt.Errorf("assembling the filter: %w", err)
-	}
-	out := make([]unix.SockFilter, len(raw))
-	for i, r := range raw {
-		out[i] = unix.SockFilter{Code: r.Op, Jt: r.Jt, Jf: r.Jf, K: r.K}
-	}
-	return out, nil
+	return append(out, rule{name: "clone3", then: absent})
 }
 
 // installFilter puts it on the calling thread.

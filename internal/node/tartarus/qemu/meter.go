@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/tartarus-vm/tartarus/internal/node/cgroup"
 	"github.com/tartarus-vm/tartarus/internal/node/tartarus"
 )
 
@@ -22,35 +23,51 @@ const ticksPerSecond = 100
 type meter struct {
 	pid     int
 	scratch string
-	blocks0 int64 // bytes that scratch held at the start
+	group   *cgroup.Group // nil without cgroups
+	blocks0 int64         // bytes that scratch held at the start
 
 	mu   sync.Mutex
 	seen tartarus.Sample // guarded by mu
 	has  bool            // guarded by mu
 }
 
-func newMeter(pid int, scratch string) *meter {
-	m := &meter{pid: pid, scratch: scratch, blocks0: allocated(scratch)}
+func newMeter(pid int, scratch string, group *cgroup.Group) *meter {
+	m := &meter{pid: pid, scratch: scratch, group: group, blocks0: allocated(scratch)}
 	m.sample() //nolint:errcheck // so that there is one however soon it ends
 	return m
 }
 
-// sample reads once. After the VMM's end it is the last one read.
+// sample reads once. After the VMM's end it is the last one read, with what
+// the group has counted to the end.
 func (m *meter) sample() (tartarus.Sample, error) {
 	s, err := m.read()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if err != nil {
-		if m.has {
-			return m.seen, nil
+		if !m.has {
+			return tartarus.Sample{}, err
 		}
-		return tartarus.Sample{}, err
+		s = m.seen
 	}
+	m.count(&s)
 	s.MemoryPeakBytes = max(s.MemoryBytes, m.seen.MemoryPeakBytes)
 	s.DiskWritten = max(s.DiskWritten, m.seen.DiskWritten)
 	s.CPUSeconds = max(s.CPUSeconds, m.seen.CPUSeconds)
+	s.OOMKills = max(s.OOMKills, m.seen.OOMKills)
 	m.seen, m.has = s, true
 	return s, nil
+}
+
+// count adds what the group knows better. Its memory is none of it: it has the
+// page cache in it, which is no use of the VM's.
+func (m *meter) count(s *tartarus.Sample) {
+	if m.group == nil {
+		return
+	}
+	if c, err := m.group.Stat(); err == nil {
+		s.CPUSeconds = max(s.CPUSeconds, c.CPUSeconds)
+		s.OOMKills = max(s.OOMKills, c.OOMKills)
+	}
 }
 
 func (m *meter) read() (tartarus.Sample, error) {

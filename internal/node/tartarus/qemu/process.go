@@ -7,13 +7,14 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/tartarus-vm/tartarus/internal/node/cgroup"
 	"github.com/tartarus-vm/tartarus/internal/node/launcher"
 	"github.com/tartarus-vm/tartarus/internal/node/tartarus"
 )
 
 // launch starts QEMU confined. It may read its program's surroundings, kernel
 // and initramfs, and open nothing else.
-func (d *Driver) launch(ctx context.Context, b boot, files []*os.File) (*launcher.Process, error) {
+func (d *Driver) launch(ctx context.Context, b boot, files []*os.File, group *cgroup.Group) (*launcher.Process, error) {
 	return launcher.Start(ctx, d.confined(launcher.Spec{
 		Argv:     append([]string{d.binary}, b.args()...),
 		Dir:      b.spec.Dir,
@@ -22,6 +23,7 @@ func (d *Driver) launch(ctx context.Context, b boot, files []*os.File) (*launche
 		UID:      b.spec.UID,
 		GID:      b.spec.GID,
 		Lifeline: b.spec.Lifeline,
+		Cgroup:   group,
 	}))
 }
 
@@ -31,11 +33,15 @@ func (d *Driver) confined(s launcher.Spec) launcher.Spec {
 	s.ReadOnly = append(s.ReadOnly, d.readable...)
 	s.Syscalls = syscalls
 	s.Require = d.cfg.Require
+	if os.Geteuid() == 0 && s.UID == 0 && !d.asRoot {
+		s.UID, s.GID = nobody, nobody
+	}
 	if d.accel == "kvm" {
 		s.Devices = []string{kvmDevice}
-	}
-	if os.Geteuid() == 0 && s.UID == 0 {
-		s.UID, s.GID = nobody, nobody
+		s.Syscalls = append(append([]string{}, syscalls...), syscallsKVM...)
+		if gid := kvmAccess(); gid > 0 {
+			s.GID = gid
+		}
 	}
 	return s
 }
@@ -89,9 +95,13 @@ func linked(dir string) ([]string, error) {
 	return out, nil
 }
 
-func handleOf(p *launcher.Process) tartarus.Handle {
+func handleOf(p *launcher.Process, group *cgroup.Group) tartarus.Handle {
 	id := p.Identity()
-	return tartarus.Handle{Driver: Name, Pid: id.Pid, StartTime: id.StartTime, BootID: id.BootID}
+	h := tartarus.Handle{Driver: Name, Pid: id.Pid, StartTime: id.StartTime, BootID: id.BootID}
+	if group != nil {
+		h.Cgroup = group.Name()
+	}
+	return h
 }
 
 // exitOf is the launcher's account of an end in the words of the seam.

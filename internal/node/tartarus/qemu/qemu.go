@@ -11,9 +11,11 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"runtime"
 
 	"github.com/tartarus-vm/tartarus/internal/fault"
+	"github.com/tartarus-vm/tartarus/internal/node/cgroup"
 	"github.com/tartarus-vm/tartarus/internal/node/launcher"
 	"github.com/tartarus-vm/tartarus/internal/node/tartarus"
 	"github.com/tartarus-vm/tartarus/internal/sandbox"
@@ -39,6 +41,11 @@ type Config struct {
 	Accel  Accel
 	KVM    *KVMReport   // what Probe found, or nil: then auto means TCG and kvm is taken at its word
 	Logger *slog.Logger // nil discards
+
+	// Cgroups is where each VM gets a group that bounds guest and VMM together;
+	// nil: no VM gets one, and NoCgroups tells records why.
+	Cgroups   *cgroup.Tree
+	NoCgroups string
 
 	// Require are layers of the launcher without which no VM is started.
 	Require []string
@@ -79,6 +86,7 @@ type Driver struct {
 
 	readable  []string // of the host's files, by every VMM
 	isolation sandbox.Isolation
+	asRoot    bool // for Probe: the VMM keeps the agent's user
 }
 
 var _ tartarus.Driver = (*Driver)(nil)
@@ -136,23 +144,28 @@ func (d *Driver) trial(ctx context.Context) (sandbox.Isolation, error) {
 		return fail(err)
 	}
 	defer os.RemoveAll(dir) //nolint:errcheck // a few small files
-	p, err := launcher.Start(ctx, d.confined(launcher.Spec{Argv: []string{d.binary, "--version"}, Dir: dir}))
+	group, err := d.makeGroup(filepath.Base(dir), dir, tartarus.MinMemoryMiB, 1)
+	if err != nil {
+		return fail(err)
+	}
+	kctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*endTimeout)
+	defer cancel()
+	if group != nil {
+		defer group.Remove(kctx) //nolint:errcheck // an empty group harms nobody
+	}
+	p, err := launcher.Start(ctx, d.confined(launcher.Spec{Argv: []string{d.binary, "--version"}, Dir: dir, Cgroup: group}))
 	if err != nil {
 		return fail(err)
 	}
 	select {
 	case <-p.Done():
 	case <-ctx.Done():
-		kctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout)
-		defer cancel()
 		return fail(errors.Join(ctx.Err(), p.Kill(kctx)))
 	}
 	if e := p.Exit(); e.Code != 0 {
 		return fail(fmt.Errorf("%s: %.500q", exitOf(e), p.Stderr()))
 	}
-	i := p.Isolation()
-	i.Accelerator = d.accel
-	return i, nil
+	return d.isolationOf(p), nil
 }
 
 // Info says what the driver is and can do.
@@ -165,4 +178,11 @@ func (d *Driver) Info() tartarus.Info {
 		CanPause:    true,
 		MaxVCPUs:    maxVCPUs,
 	}
+}
+
+// isolationOf is what confines a process.
+func (d *Driver) isolationOf(p *launcher.Process) sandbox.Isolation {
+	i := d.groupless(p.Isolation())
+	i.Accelerator = d.accel
+	return i
 }

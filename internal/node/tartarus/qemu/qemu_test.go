@@ -14,6 +14,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/tartarus-vm/tartarus/internal/node/cgroup"
 	"github.com/tartarus-vm/tartarus/internal/node/launcher"
 	"github.com/tartarus-vm/tartarus/internal/node/lethe"
 	"github.com/tartarus-vm/tartarus/internal/node/nyx"
@@ -24,8 +25,24 @@ import (
 
 func TestMain(m *testing.M) {
 	launcher.Main()
-	drivertest.HelperMain(func() (tartarus.Driver, error) { return New(context.Background(), Config{}) })
+	drivertest.HelperMain(func() (tartarus.Driver, error) {
+		tree, why := groups(os.Getenv(groupsVar))
+		return New(context.Background(), Config{Cgroups: tree, NoCgroups: why})
+	})
 	goleak.VerifyTestMain(m)
+}
+
+// groupsVar tells an agent that dies where this test has its cgroups.
+const groupsVar = "TARTARUS_TEST_CGROUPS"
+
+// groups is a tree of cgroups of this test's own, where this user may make
+// any; else it says why not.
+func groups(parent string) (*cgroup.Tree, string) {
+	tree, err := cgroup.Detect(cgroup.Config{Parent: parent})
+	if err != nil {
+		return nil, err.Error()
+	}
+	return tree, ""
 }
 
 // guest is a guest bundle and a template that really boot. They are made once
@@ -119,11 +136,35 @@ func newDriver(t *testing.T, cfg Config) *Driver {
 	return d
 }
 
+// bounded is a driver whose VMs get cgroups, where this user may make them;
+// root may everywhere that this project supports.
+func bounded(t *testing.T) *Driver {
+	t.Helper()
+	parent := "tartarus-test-" + strconv.Itoa(os.Getpid())
+	t.Setenv(groupsVar, parent)
+	tree, why := groups(parent)
+	if tree == nil {
+		if os.Getuid() == 0 {
+			t.Fatal(why)
+		}
+		return newDriver(t, Config{NoCgroups: why})
+	}
+	t.Cleanup(func() {
+		if names, err := tree.Names(); len(names) > 0 || err != nil {
+			t.Errorf("the cgroups %v are left (%v)", names, err)
+		}
+		if err := tree.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return newDriver(t, Config{Cgroups: tree})
+}
+
 func TestDriver(t *testing.T) {
 	g := real(t)
 	began := time.Now()
 	drivertest.Run(t, drivertest.Harness{
-		New:  func(t *testing.T) tartarus.Driver { return newDriver(t, Config{}) },
+		New:  func(t *testing.T) tartarus.Driver { return bounded(t) },
 		Spec: g.fill,
 		Broken: func(t *testing.T) (tartarus.Driver, string) {
 			d := newDriver(t, Config{})
@@ -135,9 +176,11 @@ func TestDriver(t *testing.T) {
 				t.Fatal(err)
 			}
 		},
-		Echo:  []string{"echo"},
-		Flood: func(n int) []string { return []string{"sh", "-c", "mknod /dev/c c 4 64; yes | head -c " + strconv.Itoa(n) + " >/dev/c"} },
-		User:  "root",
+		Echo: []string{"echo"},
+		Flood: func(n int) []string {
+			return []string{"sh", "-c", "mknod /dev/c c 4 64; yes | head -c " + strconv.Itoa(n) + " >/dev/c"}
+		},
+		User: "root",
 	})
 	t.Logf("in all %v", time.Since(began))
 }

@@ -26,5 +26,8 @@ func (d *Driver) reap(ctx context.Context, dir string, h tartarus.Handle) error 
 			return err
 		}
 	}
-	return launcher.KillLeftoverIn(ctx, dir)
+	if err := launcher.KillLeftoverIn(ctx, dir); err != nil {
+		return err
+	}
+	return d.reapGroup(ctx, dir, h.Cgroup)
 }

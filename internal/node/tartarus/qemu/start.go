@@ -57,26 +57,28 @@ func (d *Driver) start(ctx context.Context, b boot) (_ *vm, err error) {
 		if err == nil {
 			return
 		}
+		kctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), startKillTimeout)
+		defer cancel()
 		if v.proc != nil {
-			kctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), startKillTimeout)
-			defer cancel()
-			err = errors.Join(err, v.proc.Kill(kctx))
-			err = v.withLastWords(err)
+			err = v.withLastWords(errors.Join(err, v.proc.Kill(kctx)))
 		}
-		removeFiles(b.spec.Dir)
+		err = errors.Join(err, v.remove(kctx))
 	}()
 	files, err := openFiles(b)
 	if err != nil {
 		return nil, err
 	}
 	defer closeAll(files)
-	if v.proc, err = d.launch(ctx, b, files); err != nil {
+	if v.group, err = d.makeGroup(string(b.spec.ID), b.spec.Dir, b.spec.MemoryMiB, b.spec.VCPUs); err != nil {
+		return nil, err
+	}
+	if v.proc, err = d.launch(ctx, b, files, v.group); err != nil {
 		return nil, err
 	}
 	// QEMU alone holds the sockets and disks now: a monitor whose QEMU has
 	// ended must fail rather than wait.
 	closeAll(files)
-	v.handle = handleOf(v.proc)
+	v.handle = handleOf(v.proc, v.group)
 	if err := v.attach(ctx); err != nil {
 		return nil, err
 	}

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/tartarus-vm/tartarus/internal/node/cgroup"
 	"github.com/tartarus-vm/tartarus/internal/node/launcher"
 	"github.com/tartarus-vm/tartarus/internal/node/tartarus"
 	"github.com/tartarus-vm/tartarus/internal/sandbox"
@@ -30,6 +31,7 @@ type vm struct {
 	d      *Driver
 	spec   tartarus.Spec // Lifeline is not used after Start
 	proc   *launcher.Process
+	group  *cgroup.Group // nil without cgroups
 	handle tartarus.Handle
 	mon    *monitor
 	usage  *meter
@@ -90,7 +92,7 @@ func (v *vm) attach(ctx context.Context) error {
 		}
 		return err
 	}
-	v.usage = newMeter(v.proc.VMM().Pid, v.spec.Scratch)
+	v.usage = newMeter(v.proc.VMM().Pid, v.spec.Scratch, v.group)
 	go v.tend()
 	return nil
 }
@@ -156,6 +158,9 @@ func (v *vm) tend() {
 	v.mon.close()
 	v.exit = exitOf(v.proc.Exit())
 	v.exit.Stderr = v.lastWords()
+	if s, err := v.usage.sample(); err == nil {
+		v.exit.OOMKill = s.OOMKills > 0
+	}
 	v.mu.Lock()
 	v.exit.ByKill = v.byKill && v.exit.Signal != 0
 	if v.crash != "" {
@@ -183,7 +188,7 @@ func (v *vm) over() bool {
 		return true
 	}
 	v.mu.Lock()
-	v.crash = fmt.Sprintf("qemu stopped the guest: %.64q", s.Status)
+	v.crash = fmt.Sprintf("QEMU stopped the guest with %.64q", s.Status)
 	v.mu.Unlock()
 	return true
 }
@@ -212,11 +217,7 @@ func (v *vm) conclude() {
 func (v *vm) Handle() tartarus.Handle { return v.handle }
 
 // Isolation is what really confines this VM.
-func (v *vm) Isolation() sandbox.Isolation {
-	i := v.proc.Isolation()
-	i.Accelerator = v.d.accel
-	return i
-}
+func (v *vm) Isolation() sandbox.Isolation { return v.d.isolationOf(v.proc) }
 
 // Dial opens the stream to the guest once it listens.
 func (v *vm) Dial(ctx context.Context) (net.Conn, error) {
@@ -325,14 +326,25 @@ func (v *vm) Kill(ctx context.Context) error {
 	if stream != nil {
 		_ = stream.Close()
 	}
-	removeFiles(v.spec.Dir)
+	if err := v.remove(ctx); err != nil {
+		return fmt.Errorf("killing vm %q: %w", v.spec.ID, err)
+	}
 	return nil
 }
 
-// removeFiles takes the sockets from a VM's folder. What the launcher wrote
+// remove takes away what Start made around the process, which has ended.
+func (v *vm) remove(ctx context.Context) error {
+	removeFiles(v.spec.Dir)
+	if v.group == nil {
+		return nil
+	}
+	return v.group.Remove(ctx)
+}
+
+// removeFiles takes our files from a VM's folder. What the launcher wrote
 // there stays until the caller removes the folder: it tells how QEMU ended.
 func removeFiles(dir string) {
-	for _, name := range []string{monitorSocket, guestSocket} {
+	for _, name := range []string{monitorSocket, guestSocket, groupFile} {
 		_ = os.Remove(filepath.Join(dir, name)) // the caller removes the folder
 	}
 }

@@ -1,0 +1,35 @@
+package qemu
+
+import (
+	"os"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestProbe: whatever KVM is like here, the answer is found in bounded time,
+// and where it is "usable" a VM really runs on it.
+func TestProbe(t *testing.T) {
+	g := real(t)
+	p := ProbeSpec{Kernel: g.bundle.Kernel, Initrd: g.bundle.Initrd, Cmdline: g.bundle.Cmdline}
+	began := time.Now()
+	r, err := Probe(t.Context(), Config{}, p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%+v after %v", r, time.Since(began))
+	if r.Why == "" || len(r.BootID) != 36 || time.Since(began) > 30*time.Second {
+		t.Errorf("%+v after %v", r, time.Since(began))
+	}
+	if _, err := os.Stat(kvmDevice); err != nil && (r.Usable || !strings.Contains(r.Why, "there is no")) {
+		t.Errorf("without %s: %+v", kvmDevice, r)
+	}
+	d := newDriver(t, Config{KVM: &r})
+	if want := map[bool]string{true: "kvm", false: "tcg"}[r.Usable]; d.Info().Accelerator != want {
+		t.Errorf("after %+v the accelerator is %s", r, d.Info().Accelerator)
+	}
+	_, err = New(t.Context(), Config{Accel: AccelKVM, KVM: &r})
+	if r.Usable != (err == nil) {
+		t.Errorf("KVM insisted on after %+v: %v", r, err)
+	}
+}
