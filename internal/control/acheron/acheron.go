@@ -41,10 +41,13 @@ type Config struct {
 	Lease time.Duration
 
 	// Backoff is how long a request that no node fitted waits before it is
-	// tried again, twice as long each time up to MaxBackoff; 100 ms and 2 s if
-	// zero. When room becomes free it is tried at once.
+	// tried again, twice as long each time up to MaxBackoff; 100 ms and 5 s if
+	// zero. Pace keeps such tries apart, however many wait; 100 ms if zero, and
+	// it makes nobody wait for longer than 30 s. None of it matters when room
+	// becomes free: then those whose turn it is are tried at once.
 	Backoff    time.Duration
 	MaxBackoff time.Duration
+	Pace       time.Duration
 
 	// Poll is how often to look for what other processes did to the ledger;
 	// 2 s if zero.
@@ -63,7 +66,8 @@ func (c *Config) Validate() error {
 		at  *time.Duration
 		def time.Duration
 	}{
-		{&c.Lease, 30 * time.Second}, {&c.Backoff, 100 * time.Millisecond}, {&c.MaxBackoff, 2 * time.Second}, {&c.Poll, 2 * time.Second},
+		{&c.Lease, 30 * time.Second}, {&c.Backoff, 100 * time.Millisecond}, {&c.MaxBackoff, 5 * time.Second},
+		{&c.Pace, 100 * time.Millisecond}, {&c.Poll, 2 * time.Second},
 	} {
 		if *d.at < 0 {
 			return fmt.Errorf("acheron: a duration cannot be negative: %v", *d.at)
@@ -89,6 +93,7 @@ type Queue struct {
 
 	mu      sync.Mutex
 	limited map[string]limited // by tenant: those that wait for their own limits
+	looked  time.Time          // when the last thorough look at them was
 	room    room
 }
 
@@ -102,10 +107,12 @@ type limited struct {
 // room says whether requests that wait for room are worth a try before their
 // time.
 type room struct {
-	free    bool
-	since   time.Time // when it became so
+	free    bool      // room has become free, and nothing says that it is used up
+	since   time.Time // when it became free last
+	tries   int       // how many may still be called early before the outcome of others is seen
 	onNodes int       // as last seen
 	joins   int64     // as last seen
+	paced   time.Time // up to when tries are spread
 }
 
 // New makes a Queue.
@@ -123,15 +130,15 @@ func (q *Queue) Next(ctx context.Context) (ledger.Claim, error) {
 	watching, cancel := context.WithCancel(ctx)
 	defer cancel()
 	changed := q.cfg.Ledger.Watch(watching) // before looking, so that no change is missed
-	for polled := false; ; {
-		c, ok, wake, err := q.try(ctx, polled)
+	for {
+		c, ok, wake, err := q.try(ctx)
 		if err != nil {
 			return ledger.Claim{}, fmt.Errorf("taking the next request from the queue: %w", err)
 		}
 		if ok {
 			return c, nil
 		}
-		if polled, err = q.sleep(ctx, changed, wake); err != nil {
+		if err := q.sleep(ctx, changed, wake); err != nil {
 			return ledger.Claim{}, err
 		}
 	}
@@ -142,7 +149,7 @@ const shortest = time.Millisecond
 
 // sleep returns after a change, at wake (if that is not zero), or when it is
 // time to poll.
-func (q *Queue) sleep(ctx context.Context, changed <-chan struct{}, wake time.Time) (polled bool, err error) {
+func (q *Queue) sleep(ctx context.Context, changed <-chan struct{}, wake time.Time) error {
 	d := q.cfg.Poll
 	if !wake.IsZero() {
 		d = min(d, max(shortest, wake.Sub(q.cfg.Clock())))
@@ -151,17 +158,15 @@ func (q *Queue) sleep(ctx context.Context, changed <-chan struct{}, wake time.Ti
 	defer timer.Stop()
 	select {
 	case <-ctx.Done():
-		return false, ctx.Err()
-	case <-changed:
-		return false, ctx.Err() // it is also closed when ctx ends
+	case <-changed: // which is also closed when ctx ends
 	case <-timer.C:
-		return true, nil
 	}
+	return ctx.Err()
 }
 
 // try claims a request if one can be claimed, else says when to look again.
-func (q *Queue) try(ctx context.Context, thorough bool) (c ledger.Claim, ok bool, wake time.Time, err error) {
-	skip, err := q.skip(ctx, thorough)
+func (q *Queue) try(ctx context.Context) (c ledger.Claim, ok bool, wake time.Time, err error) {
+	skip, err := q.skip(ctx)
 	if err != nil {
 		return c, false, wake, err
 	}
@@ -195,20 +200,41 @@ func (q *Queue) early(due ledger.Due, now time.Time) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	r := &q.room
-	if due.OnNodes < r.onNodes || due.Joins > r.joins {
+	ended, joined := max(0, r.onNodes-due.OnNodes), due.Joins > r.joins
+	if ended > 0 || joined {
 		r.free, r.since = true, now
+		r.tries = min(mostTries, r.tries+ended+1)
 	}
+	if joined {
+		r.tries = mostTries
+	}
+	// Each that was placed calls another: there may be room for more of them.
+	r.tries = min(mostTries, r.tries+max(0, due.OnNodes-r.onNodes))
 	r.onNodes, r.joins = due.OnNodes, due.Joins
-	return r.free
+	if !r.free || r.tries == 0 {
+		return false
+	}
+	r.tries--
+	return true
 }
+
+// mostTries bounds how many requests are called early at once.
+const mostTries = 16
 
 // full notes that a request claimed at that time found no room.
 func (q *Queue) full(claimed time.Time) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if !claimed.Before(q.room.since) {
-		q.room.free = false
+		q.room.free, q.room.tries = false, 0
 	}
+}
+
+// unused notes that a request which was perhaps called early needed no room.
+func (q *Queue) unused() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.room.tries = min(mostTries, q.room.tries+1)
 }
 
 // endOverdue ends the requests whose QueueTimeout has passed.
@@ -237,8 +263,9 @@ func (q *Queue) endOverdue(ctx context.Context, now time.Time) error {
 // Conflict.
 func (q *Queue) Return(ctx context.Context, c ledger.Claim, w ledger.Waiting, tenantLimited bool) error {
 	now := q.cfg.Clock()
-	notBefore := now.Add(q.backoff(c.Token))
+	var notBefore time.Time
 	if tenantLimited {
+		q.unused()
 		rec := c.Admitted.Record
 		l := limited{id: rec.ID, limits: c.Admitted.Limits, res: rec.Request.Resources}
 		usage, err := q.cfg.Ledger.Usage(ctx, []string{rec.Tenant})
@@ -256,6 +283,7 @@ func (q *Queue) Return(ctx context.Context, c ledger.Claim, w ledger.Waiting, te
 		}
 	} else {
 		q.full(c.Until.Add(-q.cfg.Lease))
+		notBefore = q.retryAt(c, w, now)
 	}
 	if err := q.cfg.Ledger.Release(ctx, c, notBefore, w); err != nil {
 		return fmt.Errorf("giving %s back to the queue: %w", c.Admitted.Record.ID, err)
@@ -266,6 +294,28 @@ func (q *Queue) Return(ctx context.Context, c ledger.Claim, w ledger.Waiting, te
 // again is the pause before a request is tried whose limit has become free
 // while it was tried.
 const again = 10 * time.Millisecond
+
+// longest bounds how long pacing makes a request wait.
+const longest = 30 * time.Second
+
+// retryAt is when a request that found no room is tried again: after its
+// backoff, apart from the others, but in time for being given up.
+func (q *Queue) retryAt(c ledger.Claim, w ledger.Waiting, now time.Time) time.Time {
+	at := now.Add(q.backoff(c.Token))
+	q.mu.Lock()
+	q.room.paced = latest(q.room.paced, now).Add(q.cfg.Pace)
+	at = latest(at, q.room.paced)
+	if limit := now.Add(max(longest, q.cfg.MaxBackoff)); at.After(limit) {
+		at = limit
+	}
+	q.mu.Unlock()
+	if wait := c.Admitted.Record.Request.CapacityWait; wait > 0 && !w.NoNodeSince.IsZero() {
+		if giveUp := w.NoNodeSince.Add(wait); giveUp.After(now) && giveUp.Before(at) {
+			at = giveUp
+		}
+	}
+	return at
+}
 
 // backoff is the pause after a claim: its token counts the tries.
 func (q *Queue) backoff(token int64) time.Duration {
@@ -279,6 +329,7 @@ func (q *Queue) backoff(token int64) time.Duration {
 // Drop ends a claimed request in the queue. A claim that is no longer held is
 // a Conflict.
 func (q *Queue) Drop(ctx context.Context, c ledger.Claim, cause sandbox.Cause, message string) (sandbox.Record, error) {
+	q.unused()
 	rec, err := q.cfg.Ledger.Drop(ctx, c, sandbox.End{
 		At:   q.cfg.Clock(),
 		Exit: sandbox.ExitRecord{Cause: cause, Source: cause.Source(), Message: message},
@@ -290,10 +341,15 @@ func (q *Queue) Drop(ctx context.Context, c ledger.Claim, cause sandbox.Cause, m
 }
 
 // skip is the tenants that wait for their own limits, after a look at who need
-// not any more. A thorough look also finds requests that have left the queue
-// otherwise.
-func (q *Queue) skip(ctx context.Context, thorough bool) ([]string, error) {
+// not any more. Once in a while the look is thorough, and also finds requests
+// that have left the queue otherwise.
+func (q *Queue) skip(ctx context.Context) ([]string, error) {
+	now := q.cfg.Clock()
 	q.mu.Lock()
+	thorough := now.Sub(q.looked) >= q.cfg.Poll
+	if thorough {
+		q.looked = now
+	}
 	waiting := make(map[string]limited, len(q.limited))
 	var tenants []string
 	for t, l := range q.limited {
@@ -364,6 +420,13 @@ func (q *Queue) Depth(ctx context.Context) (Depth, error) {
 }
 
 func passed(t, now time.Time) bool { return !t.IsZero() && !t.After(now) }
+
+func latest(a, b time.Time) time.Time {
+	if b.After(a) {
+		return b
+	}
+	return a
+}
 
 // earliest is the first of a and b, where zero is never.
 func earliest(a, b time.Time) time.Time {
