@@ -24,7 +24,7 @@ const (
 func makeRoot() error {
 	err := mountAll([]mount{
 		{"/dev/" + templateDevice, lowerFolder, "ext4", unix.MS_RDONLY | noDev, ""},
-		{"/dev/" + scratchDevice, scratchFolder, "ext4", noDev | unix.MS_NOATIME, ""},
+		{"/dev/" + scratchDevice, scratchFolder, "ext4", noDev | unix.MS_NOATIME, "noinit_itable"},
 	})
 	if err != nil {
 		return err

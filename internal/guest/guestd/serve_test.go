@@ -54,18 +54,15 @@ type sockets struct {
 	epfd     int
 }
 
-func listen(t *testing.T, path string) *sockets {
+func listenOn(path string) (*sockets, error) {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: path}); err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
-	if err := unix.Listen(fd, 8); err != nil {
-		t.Fatal(err)
-	}
-	return &sockets{listener: fd, conn: -1}
+	return &sockets{listener: fd, conn: -1}, unix.Listen(fd, 8)
 }
 
 func (p *sockets) Register(epfd int) error {
@@ -128,7 +125,10 @@ type guest struct {
 func start(t *testing.T) *guest {
 	t.Helper()
 	g := &guest{path: filepath.Join(t.TempDir(), "s")}
-	port := listen(t, g.path)
+	port, err := listenOn(g.path)
+	if err != nil {
+		t.Fatal(err)
+	}
 	var stop [2]int
 	if err := unix.Pipe2(stop[:], unix.O_CLOEXEC); err != nil {
 		t.Fatal(err)

@@ -24,11 +24,19 @@ func (v *vm) Usage() guestwire.Usage {
 	if v.scratch != "" {
 		u.DiskWritten = diskWritten(v.scratch)
 		var st unix.Statfs_t
-		if err := unix.Statfs("/", &st); err == nil && (st.Bavail == 0 || st.Ffree == 0 && st.Files > 0) {
+		if err := unix.Statfs("/", &st); err == nil && full(&st) {
 			u.DiskFull = 1
 		}
 	}
 	return u
+}
+
+// fullBytes is how little room counts as none: a file system cannot hand out
+// the last of it, and keeps back what it may need for its own tables.
+const fullBytes = 64 << 10
+
+func full(st *unix.Statfs_t) bool {
+	return st.Bavail*uint64(st.Bsize) < fullBytes || st.Files > 0 && st.Ffree == 0
 }
 
 func (v *vm) number(file string) int64 {

@@ -26,9 +26,11 @@ func newVM() (*vm, error) {
 	return &vm{cgroups: fd, box: -1}, nil
 }
 
-// spare is what init and the kernel keep of the guest's memory, where the host
-// does not say what the commands get.
-const spare = 24 << 20
+// spare is what stays for init and the kernel of the memory that is available
+// when the commands' limit is set. The limit is never higher than that leaves,
+// whatever the host says: beyond it the kernel would kill for want of memory
+// in all the guest, and not in the commands' cgroup.
+const spare = 8 << 20
 
 func (v *vm) Setup(s *guestwire.Setup) error {
 	if s.WallClock != 0 {
@@ -139,13 +141,9 @@ func (v *vm) makeBox(s *guestwire.Setup) error {
 	if err != nil {
 		return wrap("opening the commands' cgroup", err)
 	}
-	memory := s.MemoryBytes
-	if memory == 0 {
-		var info unix.Sysinfo_t
-		if err := unix.Sysinfo(&info); err != nil {
-			return wrap("asking for the memory", err)
-		}
-		memory = max(int64(info.Totalram)*int64(info.Unit)-spare, spare)
+	memory := max(availableMemory()-spare, spare)
+	if s.MemoryBytes > 0 {
+		memory = min(memory, s.MemoryBytes)
 	}
 	if err := writeAt(fd, "memory.max", strconv.FormatInt(memory, 10)); err != nil {
 		return err
@@ -157,6 +155,21 @@ func (v *vm) makeBox(s *guestwire.Setup) error {
 	}
 	v.box = fd
 	return nil
+}
+
+// availableMemory is the kernel's estimate, in bytes.
+func availableMemory() int64 {
+	text, _ := readFile("/proc/meminfo", 1<<16)
+	return meminfo(text, "MemAvailable:")
+}
+
+func meminfo(text, key string) int64 {
+	for line := range strings.SplitSeq(text, "\n") {
+		if f := strings.Fields(line); len(f) >= 2 && f[0] == key {
+			return parseCount(f[1]) << 10
+		}
+	}
+	return 0
 }
 
 // cgroup is a cage: a leaf below the commands' cgroup, where the limits are.

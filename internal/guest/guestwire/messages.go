@@ -161,7 +161,7 @@ type Usage struct {
 	DiskWritten   int64 // bytes written to the scratch disk
 	OOMKills      int64 // processes killed for want of memory
 	ForksRefused  int64 // by the limit of processes
-	DiskFull      int64 // 1 if the scratch disk had no room left when this was taken
+	DiskFull      int64 // 1 if the scratch disk had next to no room left when this was taken
 	Processes     int64 // alive when this was taken
 }
 
