@@ -66,12 +66,14 @@ func debianTree(ctx context.Context, c Config, t *treeWriter) (string, error) {
 	runErr := distro.Finish(ctx, cmd)
 	w.CloseWithError(runErr)
 	copyErr := <-copied
-	if runErr != nil && !errors.Is(copyErr, errConverter) && ctx.Err() == nil {
+	switch {
+	case ctx.Err() != nil:
+		return "", ctx.Err()
+	case runErr != nil && errors.Is(copyErr, runErr): // the copy ended because of it, not the other way round
 		return "", fault.Wrap(fault.Unavailable, runErr, "mmdebstrap failed").
 			WithHint("its last words are in the log; it needs Debian's archive, and mode %s to work here", mode)
-	}
-	if err := errors.Join(runErr, copyErr); err != nil {
-		return "", err
+	case copyErr != nil:
+		return "", copyErr
 	}
 	return "debian " + suite + " minbase, " + strings.Join(debianPackages, ", "), nil
 }
