@@ -166,7 +166,7 @@ func (in *inner) become() error {
 		return err
 	}
 	argv, env := pointers(in.plan.Argv), pointers(in.plan.Env)
-	filter, ferr := assemble(in.plan.Syscalls, os.Getpid(), uintptr(unsafe.Pointer(program)))
+	filter, ferr := assemble(rules(in.plan.Syscalls, os.Getpid(), uintptr(unsafe.Pointer(program))))
 	if a := in.plan.Limits.AddressSpace; a != 0 {
 		if err := unix.Prlimit(0, unix.RLIMIT_AS, &unix.Rlimit{Cur: a, Max: a}, nil); err != nil {
 			return fmt.Errorf("limiting the address space: %w", err)

@@ -130,7 +130,7 @@ func (o *outer) birth() error {
 			o.plan.On = append(o.plan.On, a.on...)
 			break
 		}
-		for _, n := range nsLayers {
+		for _, n := range a.on {
 			o.plan.Missing = append(o.plan.Missing, [2]string{n, err.Error()})
 		}
 	}
