@@ -167,6 +167,10 @@ func (l *life) askLeave(ctx context.Context) error {
 	return l.a.journal.Update(l.id, func(e *journal.Entry) { e.AcceptedAt = at })
 }
 
+// slowStart is how long the guest may take to say whether the command could be
+// started, before the order to execute is told as having left.
+const slowStart = 500 * time.Millisecond
+
 // execute sends the order to execute. ctx is the life's, sctx ends with it or
 // at a cause to die.
 func (l *life) execute(ctx, sctx context.Context) error {
@@ -184,15 +188,18 @@ func (l *life) execute(ctx, sctx context.Context) error {
 		return context.Canceled
 	}
 	l.clock.Started(at)
+	running := sync.OnceFunc(func() { l.tell.state(sandbox.Progress{State: sandbox.Running, At: at.UTC()}) })
+	slow := time.AfterFunc(slowStart, running)
 	proc, err := l.guest.Start(sctx, guestwire.Start{
 		Proc: 1, Argv: l.req.Command, Env: environment(l.secrets.Env), Cwd: l.req.WorkingDir, MakeCwd: true,
 		User: l.req.User, StdinOpen: l.req.StdinOpen || len(l.secrets.Stdin) > 0,
 	}, l.sink)
+	slow.Stop()
 	var no *CommandError
 	if errors.As(err, &no) {
 		return err
 	}
-	l.tell.state(sandbox.Progress{State: sandbox.Running, At: at.UTC()})
+	running()
 	if err != nil { // the order may have been carried out
 		if sctx.Err() == nil {
 			l.guestLost(sctx, err)

@@ -71,12 +71,15 @@ func (l *life) watchCommand(ctx context.Context) {
 	}
 }
 
+// vmMoment is how long after its guest fell silent a VM's end may be seen.
+const vmMoment = 500 * time.Millisecond
+
 // guestLost finds out why the guest stopped speaking.
 func (l *life) guestLost(ctx context.Context, err error) {
-	t := time.NewTimer(lastWord)
+	t := time.NewTimer(vmMoment)
 	defer t.Stop()
 	select {
-	case <-l.vm.Done(): // which may be seen a moment after the stream broke
+	case <-l.vm.Done():
 	case <-t.C:
 	case <-ctx.Done():
 	}

@@ -50,15 +50,21 @@ func (e Entry) check() error {
 	return nil
 }
 
-// Journal is the book of one node. All methods may be called at once; steps of
-// the same sandbox are its owner's to order.
+// held is an entry in the journal's hands. Changing e takes both locks, step
+// first.
+type held struct {
+	step sync.Mutex // held through a step, so that none overwrites another
+	e    Entry
+}
+
+// Journal is the book of one node. All methods may be called at once.
 type Journal struct {
 	dir string
 	log *slog.Logger
 	had *memory
 
-	mu      sync.Mutex
-	entries map[sandbox.ID]*Entry
+	mu      sync.Mutex // guards entries, and reading what is in them
+	entries map[sandbox.ID]*held
 }
 
 const hadFile = "had"
@@ -70,7 +76,7 @@ func Open(dir string, logger *slog.Logger) (*Journal, []Entry, error) {
 	if logger == nil {
 		logger = slog.New(slog.DiscardHandler)
 	}
-	j := &Journal{dir: dir, log: logger, entries: map[sandbox.ID]*Entry{}}
+	j := &Journal{dir: dir, log: logger, entries: map[sandbox.ID]*held{}}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, nil, fmt.Errorf("opening the journal: %w", err)
 	}
@@ -124,7 +130,7 @@ func (j *Journal) load(id sandbox.ID) error {
 			return err
 		}
 	}
-	j.entries[id] = last
+	j.entries[id] = &held{e: *last}
 	return nil
 }
 
@@ -145,11 +151,14 @@ func (j *Journal) Assign(e Entry) error {
 		return fault.Wrap(fault.InvalidArgument, err, "the assignment cannot be kept")
 	}
 	id := e.Assignment.Sandbox
+	h := &held{e: e}
+	h.step.Lock()
+	defer h.step.Unlock()
 	j.mu.Lock()
 	_, here := j.entries[id]
 	had := j.had.forbids(id, e.Assignment.Attempt)
 	if !here && !had {
-		j.entries[id] = &e // claimed; taken back when it cannot be written
+		j.entries[id] = h // claimed; taken back when it cannot be written
 	}
 	j.mu.Unlock()
 	switch {
@@ -190,13 +199,12 @@ func (j *Journal) create(e *Entry) error {
 
 // Update changes an entry, durably. change must not change the assignment.
 func (j *Journal) Update(id sandbox.ID, change func(*Entry)) error {
-	j.mu.Lock()
-	old, ok := j.entries[id]
-	j.mu.Unlock()
+	h, old, ok := j.take(id)
 	if !ok {
 		return fault.New(fault.NotFound, "the journal has no sandbox %q", id)
 	}
-	e := *old
+	defer h.step.Unlock()
+	e := old
 	change(&e)
 	if e.Assignment != old.Assignment {
 		return fault.New(fault.Internal, "an assignment cannot be changed")
@@ -205,9 +213,27 @@ func (j *Journal) Update(id sandbox.ID, change func(*Entry)) error {
 		return fault.Wrap(fault.Unavailable, err, "the node's journal cannot be written")
 	}
 	j.mu.Lock()
-	j.entries[id] = &e
+	h.e = e
 	j.mu.Unlock()
 	return nil
+}
+
+// take returns an entry with its step locked.
+func (j *Journal) take(id sandbox.ID) (*held, Entry, bool) {
+	j.mu.Lock()
+	h, ok := j.entries[id]
+	j.mu.Unlock()
+	if !ok {
+		return nil, Entry{}, false
+	}
+	h.step.Lock()
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.entries[id] != h { // it went while its step was under way
+		h.step.Unlock()
+		return nil, Entry{}, false
+	}
+	return h, h.e, true
 }
 
 func (j *Journal) append(e *Entry) error {
@@ -234,12 +260,11 @@ func (j *Journal) append(e *Entry) error {
 // Remove ends the keeping of an entry, and remembers that the node had it. It
 // is no error when there is none.
 func (j *Journal) Remove(id sandbox.ID) error {
-	j.mu.Lock()
-	e, ok := j.entries[id]
-	j.mu.Unlock()
+	h, e, ok := j.take(id)
 	if !ok {
 		return nil
 	}
+	defer h.step.Unlock()
 	err := j.had.add(ghost{
 		Sandbox: id, Attempt: e.Assignment.Attempt, Accepted: !e.AcceptedAt.IsZero(), Expires: e.Expires,
 	}, time.Now())
@@ -259,8 +284,8 @@ func (j *Journal) Remove(id sandbox.ID) error {
 func (j *Journal) Get(id sandbox.ID) (Entry, bool) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if e, ok := j.entries[id]; ok {
-		return *e, true
+	if h, ok := j.entries[id]; ok {
+		return h.e, true
 	}
 	return Entry{}, false
 }
@@ -270,8 +295,8 @@ func (j *Journal) Entries() []Entry {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	all := make([]Entry, 0, len(j.entries))
-	for _, e := range j.entries {
-		all = append(all, *e)
+	for _, h := range j.entries {
+		all = append(all, h.e)
 	}
 	slices.SortFunc(all, func(a, b Entry) int {
 		return strings.Compare(string(a.Assignment.Sandbox), string(b.Assignment.Sandbox))

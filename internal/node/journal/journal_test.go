@@ -276,6 +276,26 @@ func TestManyAtOnce(t *testing.T) {
 	}
 }
 
+// TestStepsOfOneEntryAtOnce: none may overwrite another.
+func TestStepsOfOneEntryAtOnce(t *testing.T) {
+	j, _ := open(t, t.TempDir())
+	if err := j.Assign(entryOf(1, 1)); err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	for range 50 {
+		wg.Go(func() {
+			if err := j.Update(idOf(1), func(e *Entry) { e.UID++ }); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if _, entries := reopen(t, j); entries[0].UID != 50 {
+		t.Errorf("%d steps of 50 are left", entries[0].UID)
+	}
+}
+
 // TestAgainstAModel makes any steps with restarts between them.
 func TestAgainstAModel(t *testing.T) {
 	root := t.TempDir()

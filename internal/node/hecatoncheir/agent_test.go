@@ -1,0 +1,559 @@
+package hecatoncheir
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	nodev1 "github.com/tartarus-vm/tartarus/api/node/v1"
+	"github.com/tartarus-vm/tartarus/internal/fault"
+	"github.com/tartarus-vm/tartarus/internal/node/journal"
+	"github.com/tartarus-vm/tartarus/internal/node/tartarus"
+	"github.com/tartarus-vm/tartarus/internal/node/tartarus/fakevm"
+	"github.com/tartarus-vm/tartarus/internal/nodewire"
+	"github.com/tartarus-vm/tartarus/internal/record/hermes"
+	"github.com/tartarus-vm/tartarus/internal/sandbox"
+	"github.com/tartarus-vm/tartarus/internal/seal"
+)
+
+// refused assigns what the node must not take.
+func (w *world) refused(req *nodev1.AssignRequest, want fault.Kind) {
+	w.t.Helper()
+	_, err := w.a.Assign(context.Background(), req)
+	if err = nodewire.FromStatus(err); !fault.Is(err, want) {
+		w.t.Errorf("got %v (%v), want %v", err, fault.KindOf(err), want)
+	}
+}
+
+func TestAssignmentsThatAreRefused(t *testing.T) {
+	w := newWorld(t, options{config: func(c *Config) {
+		c.Capacity = sandbox.Capacity{VCPUs: 4, MemoryMiB: 1000, DiskMiB: 1000}
+	}})
+	stranger, err := seal.NewKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name string
+		job  job
+		key  *seal.Key
+		edit func(*nodev1.AssignRequest)
+		want fault.Kind
+	}{
+		{name: "another node", job: job{order: func(o *seal.Order) { o.Assignment.Node = "n2" }}, want: fault.PolicyDenied},
+		{name: "an older epoch", job: job{order: func(o *seal.Order) { o.Assignment.Epoch = 99 }}, want: fault.Conflict},
+		{name: "expired", job: job{order: func(o *seal.Order) {
+			o.Issued, o.Expires = time.Now().Add(-time.Hour), time.Now().Add(-time.Minute)
+		}}, want: fault.PolicyDenied},
+		{name: "another verdict's order", job: job{order: func(o *seal.Order) { o.Verdict = digestOfNothing }}, want: fault.PolicyDenied},
+		{name: "an unknown key", key: stranger, want: fault.PolicyDenied},
+		{name: "other secrets", edit: func(r *nodev1.AssignRequest) { r.Secrets = []byte(`{}`) }, want: fault.PolicyDenied},
+		{name: "nothing", edit: func(r *nodev1.AssignRequest) { r.Reset() }, want: fault.PolicyDenied},
+		{name: "network", job: job{change: func(r *sandbox.Resolved) {
+			r.Network.Allow = []sandbox.Grant{{Domain: "a.example", Ports: []int{443}}}
+		}}, want: fault.Unsupported},
+		{name: "accelerator", job: job{change: func(r *sandbox.Resolved) { r.Isolation.Accelerator = "kvm" }}, want: fault.Unsupported},
+		{name: "confinement", job: job{change: func(r *sandbox.Resolved) { r.Isolation.Confinement = []string{"landlock"} }}, want: fault.Unsupported},
+		{name: "no vCPUs", job: job{change: func(r *sandbox.Resolved) { r.Resources.VCPUs = 0 }}, want: fault.InvalidArgument},
+		{name: "too many vCPUs for the driver", job: job{change: func(r *sandbox.Resolved) { r.Resources.VCPUs = 65 }}, want: fault.Unsupported},
+		{name: "too many vCPUs", job: job{change: func(r *sandbox.Resolved) { r.Resources.VCPUs = 5 }}, want: fault.QuotaExceeded},
+		{name: "too much memory, with the VMM's", job: job{change: func(r *sandbox.Resolved) { r.Resources.MemoryMiB = 1000 - sandbox.VMOverheadMiB + 1 }}, want: fault.QuotaExceeded},
+		{name: "too much disk", job: job{change: func(r *sandbox.Resolved) { r.Resources.DiskMiB = 1001 }}, want: fault.QuotaExceeded},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			own := w.c.key
+			if c.key != nil {
+				w.c.key = c.key
+			}
+			c.job.command = []string{"true"}
+			req, _ := w.request(c.job)
+			w.c.key = own
+			if c.edit != nil {
+				c.edit(req)
+			}
+			w.refused(req, c.want)
+		})
+	}
+	w.nothingLeft()
+	if n := w.driver.Started(); n != 0 {
+		t.Errorf("%d VMs were started", n)
+	}
+}
+
+func TestRoomIsGivenBack(t *testing.T) {
+	w := newWorld(t, options{config: func(c *Config) {
+		c.Capacity = sandbox.Capacity{VCPUs: 2, MemoryMiB: 1 << 20, DiskMiB: 1 << 20}
+	}})
+	one, as1 := w.request(job{command: []string{"sleep", "forever"}})
+	two, as2 := w.request(job{command: []string{"sleep", "forever"}})
+	three, as3 := w.request(job{command: []string{"true"}})
+	for _, req := range []*nodev1.AssignRequest{one, two} {
+		if _, err := w.a.Assign(t.Context(), req); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.refused(three, fault.QuotaExceeded)
+	if err := w.kill(one, as1, 0); err != nil {
+		t.Fatal(err)
+	}
+	w.c.awaitEnd(t, as1) // from here on the control plane counts on the room
+	if _, err := w.a.Assign(t.Context(), three); err != nil {
+		t.Errorf("the room of an ended one: %v", err)
+	}
+	w.c.awaitEnd(t, as3)
+	if err := w.kill(two, as2, 0); err != nil {
+		t.Fatal(err)
+	}
+	w.c.awaitEnd(t, as2)
+	w.nothingLeft()
+}
+
+func TestReplays(t *testing.T) {
+	w := newWorld(t, options{})
+	req, as := w.request(job{command: []string{"sleep", "forever"}})
+	for range 3 { // repeating it while it lives is no error
+		if _, err := w.a.Assign(t.Context(), req); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.c.awaitState(t, as, sandbox.Running)
+	later, _ := w.request(job{id: as.Sandbox, attempt: 2, command: []string{"true"}})
+	w.refused(later, fault.Conflict)
+	if err := w.kill(req, as, 0); err != nil {
+		t.Fatal(err)
+	}
+	w.c.awaitEnd(t, as)
+	w.nothingLeft()
+	w.refused(req, fault.Conflict)
+	w.refused(later, fault.Conflict)
+	w.stop()
+	w.start(nil)
+	w.refused(req, fault.Conflict) // its epoch is over
+	again, _ := w.request(job{id: as.Sandbox, command: []string{"true"}})
+	w.refused(again, fault.Conflict) // it was here, whatever the epoch
+	if n := w.executed.count(as.Sandbox); n != 1 {
+		t.Errorf("executed %d times", n)
+	}
+	// With an emptied journal the epoch is what holds.
+	w.stop()
+	if err := os.RemoveAll(w.dir); err != nil {
+		t.Fatal(err)
+	}
+	w.start(nil)
+	w.refused(req, fault.Conflict)
+	w.refused(again, fault.Conflict)
+	w.nothingLeft()
+}
+
+func TestManyRepeatsOfOneAssignment(t *testing.T) {
+	w := newWorld(t, options{})
+	req, as := w.request(job{command: []string{"sleep", "0.1"}})
+	var wg sync.WaitGroup
+	for range 20 {
+		wg.Go(func() {
+			_, err := w.a.Assign(context.Background(), req)
+			if err = nodewire.FromStatus(err); err != nil && !fault.Is(err, fault.Conflict) {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	w.c.awaitEnd(t, as)
+	w.nothingLeft()
+	if n := w.executed.count(as.Sandbox); n != 1 {
+		t.Errorf("executed %d times", n)
+	}
+}
+
+func TestAnOvertakenAttemptMakesWay(t *testing.T) {
+	w := newWorld(t, options{})
+	w.c.onAccept = func(a sandbox.Assignment) error {
+		if a.Attempt == 1 {
+			return fault.New(fault.Unavailable, "nobody answers")
+		}
+		return nil
+	}
+	as := w.assign(job{command: []string{"true"}})
+	req, as2 := w.request(job{id: as.Sandbox, attempt: 2, command: []string{"true"}})
+	deadline := time.Now().Add(patient)
+	for {
+		_, err := w.a.Assign(t.Context(), req)
+		if err == nil {
+			break
+		}
+		if err = nodewire.FromStatus(err); !fault.Is(err, fault.Unavailable) || time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Millisecond)
+	}
+	if got := w.c.awaitEnd(t, as2); got.end.Exit.State() != sandbox.Succeeded {
+		t.Errorf("%+v", got.end.Exit)
+	}
+	w.nothingLeft()
+	if n := w.executed.count(as.Sandbox); n != 1 {
+		t.Errorf("executed %d times", n)
+	}
+}
+
+func TestKillOrdersForOthers(t *testing.T) {
+	w := newWorld(t, options{})
+	req, as := w.request(job{command: []string{"sleep", "forever"}})
+	if _, err := w.a.Assign(t.Context(), req); err != nil {
+		t.Fatal(err)
+	}
+	other := as
+	other.Attempt = 2
+	if err := w.kill(req, other, 0); !fault.Is(err, fault.Conflict) {
+		t.Errorf("another attempt: %v", err)
+	}
+	other = as
+	other.Node = "n2"
+	if err := w.kill(req, other, 0); !fault.Is(err, fault.PolicyDenied) {
+		t.Errorf("another node: %v", err)
+	}
+	another, _ := w.request(job{command: []string{"true"}})
+	if err := w.kill(another, as, 0); !fault.Is(err, fault.Conflict) {
+		t.Errorf("another verdict: %v", err)
+	}
+	if _, err := w.a.Kill(t.Context(), &nodev1.KillRequest{Order: req.GetOrder()}); !fault.Is(nodewire.FromStatus(err), fault.PolicyDenied) {
+		t.Errorf("an order to run as one to kill: %v", err)
+	}
+	w.c.awaitState(t, as, sandbox.Running)
+	if err := w.kill(req, as, 0); err != nil {
+		t.Fatal(err)
+	}
+	w.c.awaitEnd(t, as)
+	w.nothingLeft()
+}
+
+// TestTheLeaseIsLost cuts the node off for longer than its lease.
+func TestTheLeaseIsLost(t *testing.T) {
+	w := newWorld(t, options{lease: 300 * time.Millisecond})
+	var all []sandbox.Assignment
+	for range 5 {
+		all = append(all, w.assign(job{command: []string{"stubborn"}}))
+	}
+	for _, as := range all {
+		w.c.awaitState(t, as, sandbox.Running)
+	}
+	w.c.setDumb(true)
+	begin := time.Now()
+	for w.driver.Live() > 0 && time.Since(begin) < patient {
+		time.Sleep(5 * time.Millisecond)
+	}
+	if took := time.Since(begin); took < 150*time.Millisecond || took > 5*time.Second {
+		t.Errorf("the sandboxes ended after %v", took)
+	}
+	req, _ := w.request(job{command: []string{"true"}})
+	w.refused(req, fault.Unavailable)
+	w.c.setDumb(false)
+	for _, as := range all {
+		if got := w.c.awaitEnd(t, as); got.end.Exit.Cause != sandbox.NodeLost {
+			t.Errorf("%+v", got.end.Exit)
+		}
+	}
+	w.awaitEpoch(2)
+	if got := w.c.awaitEnd(t, w.assign(job{command: []string{"true"}})); got.end.Exit.State() != sandbox.Succeeded {
+		t.Errorf("after it joined anew: %+v", got.end.Exit)
+	}
+	w.nothingLeft()
+}
+
+func (w *world) awaitEpoch(epoch int64) {
+	w.t.Helper()
+	deadline := time.Now().Add(patient)
+	for {
+		w.a.mu.Lock()
+		now, joined := w.a.epoch, w.a.joined
+		w.a.mu.Unlock()
+		if joined && now >= epoch {
+			return
+		}
+		if time.Now().After(deadline) {
+			w.t.Fatalf("the node is at epoch %d", now)
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+func TestAShortSilenceEndsNothing(t *testing.T) {
+	w := newWorld(t, options{lease: 2 * time.Second})
+	req, as := w.request(job{command: []string{"sleep", "forever"}})
+	if _, err := w.a.Assign(t.Context(), req); err != nil {
+		t.Fatal(err)
+	}
+	w.c.awaitState(t, as, sandbox.Running)
+	w.c.setDumb(true)
+	time.Sleep(time.Second) // a heartbeat at least is lost
+	w.c.setDumb(false)
+	w.c.mu.Lock()
+	beats := w.c.beats
+	w.c.mu.Unlock()
+	deadline := time.Now().Add(patient)
+	for n := beats; n < beats+2 && time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		w.c.mu.Lock()
+		n = w.c.beats
+		w.c.mu.Unlock()
+	}
+	if w.driver.Live() != 1 {
+		t.Error("it was ended by a short silence")
+	}
+	if err := w.kill(req, as, 0); err != nil {
+		t.Fatal(err)
+	}
+	w.c.awaitEnd(t, as)
+	w.nothingLeft()
+}
+
+func TestAFencedNodeJoinsAnew(t *testing.T) {
+	w := newWorld(t, options{lease: 300 * time.Millisecond})
+	as := w.assign(job{command: []string{"sleep", "forever"}})
+	w.c.awaitState(t, as, sandbox.Running)
+	w.c.change(func() { w.c.epoch++ }) // as if another process had joined in its name
+	if got := w.c.awaitEnd(t, as); got.end.Exit.Cause != sandbox.NodeLost {
+		t.Errorf("%+v", got.end.Exit)
+	}
+	w.awaitEpoch(3)
+	w.nothingLeft()
+}
+
+func TestWhatIsToBeForgottenEnds(t *testing.T) {
+	w := newWorld(t, options{lease: 150 * time.Millisecond})
+	as := w.assign(job{command: []string{"sleep", "forever"}})
+	w.c.awaitState(t, as, sandbox.Running)
+	l, err := w.a.get(as.Sandbox)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.c.change(func() { w.c.forget = []string{string(as.Sandbox)} })
+	select {
+	case <-l.over:
+	case <-time.After(patient):
+		t.Fatal("it lives on")
+	}
+	w.nothingLeft()
+}
+
+// TestARestartAtEachPhase starts an agent on what one that was killed left.
+func TestARestartAtEachPhase(t *testing.T) {
+	at := time.Now().UTC().Add(-time.Minute).Round(time.Microsecond)
+	code := 0
+	known := sandbox.End{
+		At:       at.Add(2 * time.Second),
+		Exit:     sandbox.ExitRecord{Cause: sandbox.Exited, Source: sandbox.FromGuest, Code: &code},
+		Progress: sandbox.Progress{State: sandbox.Running, At: at},
+	}
+	for _, c := range []struct {
+		name  string
+		entry func(*journal.Entry)
+		log   bool
+		cause sandbox.Cause // "" for no end
+		ran   bool
+	}{
+		{"assigned", func(*journal.Entry) {}, true, "", false},
+		{"booting", func(e *journal.Entry) { e.VM = tartarus.Handle{Driver: fakevm.Name, Pid: 1 << 30} }, true, "", false},
+		{"accepted", func(e *journal.Entry) { e.AcceptedAt = at }, true, sandbox.NodeLost, false},
+		{"started", func(e *journal.Entry) { e.AcceptedAt, e.StartedAt = at, at }, true, sandbox.NodeLost, true},
+		{"started, its log lost", func(e *journal.Entry) { e.AcceptedAt, e.StartedAt = at, at }, false, sandbox.NodeLost, true},
+		{"ended", func(e *journal.Entry) { e.AcceptedAt, e.StartedAt, e.End = at, at, &known }, false, sandbox.Exited, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld(t, options{})
+			w.stop()
+			as := sandbox.Assignment{Sandbox: "sb-01jdzzzzzzzzzzzzzzzzzzzzzz", Attempt: 1, Node: nodeID, Epoch: 1}
+			e := journal.Entry{Assignment: as, Expires: time.Now().Add(time.Hour), AssignedAt: at}
+			c.entry(&e)
+			w.leave(e, c.log)
+			w.start(nil)
+			if c.cause != "" {
+				got := w.c.awaitEnd(t, as)
+				if got.end.Exit.Cause != c.cause || got.started.Equal(at) != c.ran {
+					t.Errorf("%+v, started %v", got.end.Exit, got.started)
+				}
+				if c.log && c.ran {
+					if log := w.log(got.end); log != "stdout:so far" {
+						t.Errorf("log %q", log)
+					}
+				}
+			}
+			w.awaitEmptyJournal()
+			w.nothingLeft()
+			if got := w.c.told[as]; c.cause == "" && got != nil && got.end != nil {
+				t.Errorf("an end of what never ran: %+v", got.end)
+			}
+		})
+	}
+}
+
+// leave leaves what a killed agent would.
+func (w *world) leave(e journal.Entry, withLog bool) {
+	w.t.Helper()
+	j, _, err := journal.Open(filepath.Join(w.dir, "journal"), nil)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	dir := filepath.Join(w.dir, "sandboxes", string(e.Assignment.Sandbox))
+	if err := errors.Join(j.Assign(e), j.Close(), os.MkdirAll(filepath.Join(dir, "vm"), 0o700)); err != nil {
+		w.t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "scratch"), []byte("data"), 0o600); err != nil {
+		w.t.Fatal(err)
+	}
+	if !withLog {
+		return
+	}
+	l, err := hermes.Create(filepath.Join(dir, "log"), 0)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if err := l.Append(hermes.Stdout, time.Now(), []byte("so far")); err != nil {
+		w.t.Fatal(err)
+	}
+	b, err := os.ReadFile(l.Path()) // without an end
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if err := errors.Join(l.Finish(), os.WriteFile(l.Path(), append(b, 1, 2, 3), 0o600)); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+func (w *world) awaitEmptyJournal() {
+	w.t.Helper()
+	deadline := time.Now().Add(patient)
+	for len(w.a.journal.Entries()) > 0 && time.Now().Before(deadline) {
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// TestCrashes kills agents with sandboxes in all phases.
+func TestCrashes(t *testing.T) {
+	w := newWorld(t, options{script: func(n int, _ tartarus.Spec) fakevm.Script {
+		return fakevm.Script{BootDelay: time.Duration(n%3) * 20 * time.Millisecond}
+	}})
+	var all []sandbox.Assignment
+	for i := range 30 {
+		all = append(all, w.assign(job{command: [][]string{{"sleep", "forever"}, {"true"}, {"sleep", "0.02"}}[i%3]}))
+		if i%10 == 9 {
+			w.c.await(t, all[i-9], "not accepted", func(s told) bool { return s.accepted })
+			w.crash()
+			w.awaitEmptyJournal()
+			w.nothingLeft()
+		}
+	}
+	for _, as := range all {
+		w.c.mu.Lock()
+		got := *w.c.of(as)
+		w.c.mu.Unlock()
+		if n := w.executed.count(as.Sandbox); n > 1 {
+			t.Errorf("%s was executed %d times", as.Sandbox, n)
+		}
+		if len(got.states) > 0 && got.end == nil {
+			t.Errorf("%s was told to run, and no end of it", as.Sandbox)
+		}
+	}
+}
+
+func TestFoldersThatNobodyKnowsAreRemoved(t *testing.T) {
+	w := newWorld(t, options{})
+	w.stop()
+	dir := filepath.Join(w.dir, "sandboxes", "sb-01jdzzzzzzzzzzzzzzzzzzzzzz")
+	if err := os.MkdirAll(filepath.Join(dir, "vm"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	w.start(nil)
+	w.nothingLeft()
+}
+
+func TestAnAgentThatCannotJoinLeavesNothing(t *testing.T) {
+	w := newWorld(t, options{})
+	w.stop()
+	w.c.setDumb(true)
+	a, err := New(w.cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	if err := a.Start(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// TestNoSecretIsWritten looks for a marker in everything the node wrote.
+func TestNoSecretIsWritten(t *testing.T) {
+	const marker = "MARK-7f3a-HUNTER2"
+	var out bytes.Buffer
+	var mu sync.Mutex
+	w := newWorld(t, options{config: func(c *Config) { c.Logger = loggerTo(&out, &mu) }})
+	req, as := w.request(job{command: []string{"sleep", "forever"}, secrets: sandbox.Secrets{
+		Env: map[string]string{"TOKEN": marker}, Stdin: []byte(marker), Files: []sandbox.File{{Path: "/f", Data: []byte(marker)}},
+	}})
+	if _, err := w.a.Assign(t.Context(), req); err != nil {
+		t.Fatal(err)
+	}
+	w.c.awaitState(t, as, sandbox.Running)
+	files := 0
+	look := func() {
+		err := filepath.WalkDir(w.dir, func(path string, d fs.DirEntry, err error) error {
+			if err != nil || !d.Type().IsRegular() {
+				return err
+			}
+			files++
+			b, err := os.ReadFile(path)
+			if bytes.Contains(b, []byte(marker)) {
+				t.Errorf("%s holds a secret", path)
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	look()
+	if files < 3 {
+		t.Errorf("only %d files were looked at", files)
+	}
+	if err := w.kill(req, as, 0); err != nil {
+		t.Fatal(err)
+	}
+	got := w.c.awaitEnd(t, as)
+	w.nothingLeft()
+	look()
+	mu.Lock()
+	defer mu.Unlock()
+	if strings.Contains(out.String(), marker) || strings.Contains(got.end.Exit.Message, marker) {
+		t.Error("log or record hold a secret")
+	}
+	if out.Len() == 0 {
+		t.Error("nothing was logged: the test is blind")
+	}
+}
+
+func TestConfigs(t *testing.T) {
+	good := Config{
+		NodeID: "n", Dir: "/tmp/n", Driver: fakevm.New(fakevm.Config{}), Images: images{}, Scratch: scratches{},
+		Blobs: &noBlobs{}, Control: newControl(t), Capacity: sandbox.Capacity{VCPUs: 1, MemoryMiB: 1, DiskMiB: 1},
+	}
+	if _, err := New(good); err != nil {
+		t.Errorf("a good one: %v", err)
+	}
+	for name, spoil := range map[string]func(*Config){
+		"no node": func(c *Config) { c.NodeID = "" }, "relative folder": func(c *Config) { c.Dir = "n" },
+		"no driver": func(c *Config) { c.Driver = nil }, "no control plane": func(c *Config) { c.Control = nil },
+		"no room": func(c *Config) { c.Capacity.DiskMiB = 0 },
+	} {
+		bad := good
+		spoil(&bad)
+		if _, err := New(bad); err == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+}
