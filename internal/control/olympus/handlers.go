@@ -169,7 +169,7 @@ func (s *Server) orStopping(ctx context.Context, err error) error {
 // httpStdin is POST /sandbox/{id}/stdin. It has no time limit: whoever pipes
 // into a sandbox may think for long.
 func (s *Server) httpStdin(w *answer, r *http.Request) error {
-	unblock := func() { _ = w.rc.SetReadDeadline(time.Now()) }
+	unblock := func() { _ = w.rc.SetReadDeadline(time.Now()) } // fails only where reads never block
 	n, err := s.stdin(r.Context(), r.PathValue("id"), r.Body, unblock)
 	if err != nil {
 		return err

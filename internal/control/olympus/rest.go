@@ -99,7 +99,17 @@ func (s *Server) route(m *method, e endpoint) http.Handler {
 		if !ok {
 			w = newAnswer(rw, s.cfg.WriteTimeout)
 		}
-		err := s.do(r.Context(), m, func() error { return e(w, r) })
+		if r.ProtoMajor == 1 && r.ContentLength != 0 {
+			// Until its body was read: else the HTTP server would wait for
+			// the rest of it before it sends an answer.
+			w.Header().Set("Connection", "close")
+		}
+		err := s.do(r.Context(), m, func() error {
+			if r.ContentLength != 0 && r.Method != http.MethodPost {
+				return fault.Invalid("", "Put parameters into the URL.", "%s takes no body", r.Method)
+			}
+			return e(w, r)
+		})
 		if err == nil {
 			return
 		}
@@ -179,21 +189,19 @@ func pathVars(p string) []string {
 func (s *Server) body(w *answer, r *http.Request) ([]byte, error) {
 	tooLarge := &http.MaxBytesError{Limit: s.cfg.MaxBody}
 	if r.ContentLength > s.cfg.MaxBody {
-		w.Header().Set("Connection", "close")
 		return nil, tooLarge
 	}
 	_ = w.rc.SetReadDeadline(time.Now().Add(s.cfg.ReadTimeout)) // a writer that cannot is a test's
 	b, err := io.ReadAll(io.LimitReader(r.Body, s.cfg.MaxBody+1))
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		w.Header().Set("Connection", "close")
 		return nil, fault.New(fault.InvalidArgument, "the body did not arrive within %v", s.cfg.ReadTimeout).WithHint("Send it at once.")
 	case err != nil:
 		return nil, fault.Wrap(fault.InvalidArgument, err, "the body broke off").WithHint("Send it whole.")
 	case int64(len(b)) > s.cfg.MaxBody:
-		w.Header().Set("Connection", "close")
 		return nil, tooLarge
 	}
+	w.Header().Del("Connection")
 	// A deadline that passes while the answer is on its way would end the call.
 	_ = w.rc.SetReadDeadline(time.Time{})
 	sum := sha256.Sum256(b)

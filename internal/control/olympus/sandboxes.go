@@ -290,7 +290,7 @@ func (s *Server) held(ctx context.Context, f func(ctx context.Context) error) er
 	ctx, cancel := s.whileUp(ctx)
 	defer cancel()
 	err = f(ctx)
-	if err != nil && errors.Is(context.Cause(ctx), errStopping) {
+	if err != nil && errors.Is(context.Cause(ctx), errStopping) && !errors.As(err, new(told)) {
 		return errStopping
 	}
 	return err

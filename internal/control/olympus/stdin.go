@@ -78,7 +78,12 @@ func (s *Server) stdin(ctx context.Context, id string, in io.Reader, unblock fun
 		})
 		err = s.feed(ctx, rec, r)
 		_ = r.Close() // never fails
-		if unblock != nil {
+		if unblock == nil {
+			return err
+		}
+		select {
+		case <-pumped: // the input has ended
+		default:
 			unblock()
 			<-pumped
 		}
