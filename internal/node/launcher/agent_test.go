@@ -31,6 +31,7 @@ type job struct {
 	UID      int
 	Lifeline bool
 	Deny     uint64 // clone flags that this host refuses
+	More     *Spec  `json:"-"` // what the probe gets beyond the usual; in this process only
 	Hold     bool   // tell of the VMM once it waits, and wait for stdin's end
 }
 
@@ -91,7 +92,7 @@ func (j job) do(ctx context.Context, tell func(outcome)) (outcome, error) {
 		if err := os.Mkdir(dir, 0o700); err != nil {
 			return out, err
 		}
-		v, err := j.start(ctx, dir, []string{"wait"})
+		v, err := j.start(ctx, dir, []string{"forever"})
 		if err != nil {
 			return out, fmt.Errorf("the sibling: %w", err)
 		}
@@ -199,6 +200,12 @@ func (j job) start(ctx context.Context, dir string, attempts []string) (*vm, err
 	}
 	// So that a filter is not what stops what other layers are to stop.
 	s.Syscalls = []string{"kill", "mkdir", "mkdirat", "unlinkat", "sendto"}
+	if m := j.More; m != nil {
+		s.ReadOnly, s.Devices, s.Cgroup, s.Files = append(s.ReadOnly, m.ReadOnly...), m.Devices, m.Cgroup, append(s.Files, m.Files...)
+		if m.Lifeline != nil {
+			s.Lifeline = m.Lifeline
+		}
+	}
 	if v.p, err = Start(ctx, s); err != nil {
 		v.end()
 		return nil, err

@@ -249,7 +249,7 @@ func TestDeadlyCallsEndTheVMM(t *testing.T) {
 func TestVMMIsWhatTheLayersSay(t *testing.T) {
 	for name, h := range hosts(t) {
 		t.Run(name, func(t *testing.T) {
-			j := job{Dir: folder(t, h.uid), Program: programs.probe, Attempts: []string{"descriptors", "pid", "ids", "hostname", "env", "wait"}, Deny: h.deny, Hold: true}
+			j := job{Dir: folder(t, h.uid), Program: programs.probe, Attempts: []string{"descriptors", "pid", "ids", "hostname", "env", "forever"}, Deny: h.deny, Hold: true}
 			id := h.uid
 			if h.uid == 0 {
 				j.UID, id = unprivileged, unprivileged

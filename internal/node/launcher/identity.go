@@ -134,13 +134,31 @@ func KillLeftover(ctx context.Context, id Identity) error {
 	if err != nil {
 		return err
 	}
-	// The VMM first: then the outer stage writes down how it ended.
-	for _, victim := range append(vmms, id) {
-		if err := killAndWait(ctx, victim); err != nil {
+	for _, v := range vmms {
+		if err := killAndWait(ctx, v); err != nil {
 			return err
 		}
 	}
-	return nil
+	return endOuter(ctx, id)
+}
+
+// endOuter waits until an outer stage whose VMM is gone has written down how,
+// and ends one that does not.
+func endOuter(ctx context.Context, id Identity) error {
+	fd, err := id.open()
+	if errors.Is(err, ErrGone) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd) //nolint:errcheck // a descriptor of ours
+	patience, cancel := context.WithTimeout(ctx, lastWords)
+	defer cancel()
+	if waitPidfd(patience, fd) == nil {
+		return nil
+	}
+	return killAndWait(ctx, id)
 }
 
 // KillLeftoverIn does the same for the launcher whose folder dir is, if there

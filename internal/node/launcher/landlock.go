@@ -2,7 +2,6 @@ package launcher
 
 import (
 	"debug/elf"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -10,6 +9,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/tartarus-vm/tartarus/internal/fault"
 )
 
 // The calls are made directly, on this thread alone: the Go libraries apply
@@ -111,7 +112,7 @@ func allowPath(rs int, path string, allow uint64) error {
 func interpreter(program string) (string, error) {
 	f, err := elf.Open(program)
 	if err != nil {
-		return "", fmt.Errorf("reading the VMM's program: %w", err)
+		return "", fault.Wrap(fault.Unsupported, err, "the VMM %s cannot be executed", program).WithHint("check that it is a program for this machine")
 	}
 	defer f.Close() //nolint:errcheck // only read
 	for _, p := range f.Progs {
@@ -124,7 +125,7 @@ func interpreter(program string) (string, error) {
 		}
 		path := strings.TrimRight(string(b), "\x00")
 		if _, err := os.Stat(path); err != nil {
-			return "", fmt.Errorf("finding the VMM's dynamic linker: %w", errors.Unwrap(err))
+			return "", fault.Wrap(fault.Unsupported, err, "the dynamic linker of the VMM %s is missing", program).WithHint("install its libraries")
 		}
 		return path, nil
 	}

@@ -179,7 +179,7 @@ func (o *outer) fork(a attempt, stderrW, gateR int) (int, error) {
 		sys.GidMappings = []syscall.SysProcIDMap{{ContainerID: os.Getgid(), HostID: os.Getgid(), Size: 1}}
 		sys.AmbientCaps = []uintptr{unix.CAP_SYS_ADMIN, unix.CAP_SETPCAP}
 	}
-	return syscall.ForkExec("/proc/self/exe", []string{innerName, fmt.Sprint(len(o.files))},
+	return syscall.ForkExec("/proc/self/exe", []string{innerName, fmt.Sprint(len(o.files)), filepath.Base(o.plan.Dir)},
 		&syscall.ProcAttr{Dir: "/", Env: stageEnv(), Files: files, Sys: sys})
 }
 

@@ -1,8 +1,7 @@
 // Command probe stands in a VMM's place and tries what an escaped guest would.
 //
 // Its arguments are attempts, "name" or "name=argument". It writes one JSON
-// line {"attempt", "error"} for each to descriptor 3, then waits until the
-// other end of descriptor 4 closes, if it was told "wait", and exits with 7.
+// line {"attempt", "error"} for each to descriptor 3 and exits with 7.
 package main
 
 import (
@@ -169,13 +168,23 @@ var attempts = map[string]func(string) (string, error){
 		return "", nil
 	},
 	"wait": func(string) (string, error) {
-		// The answer first: whoever reads it knows that the VMM runs.
-		if _, err := unix.Write(3, []byte(`{"attempt":"waiting"}`+"\n")); err != nil {
-			os.Exit(3)
-		}
+		waiting()
 		_, err := unix.Read(4, make([]byte, 1))
 		return "", err
 	},
+	"forever": func(string) (string, error) {
+		waiting()
+		for {
+			_, _ = unix.Ppoll(nil, nil, nil)
+		}
+	},
+}
+
+// waiting answers first: whoever reads it knows that the VMM runs.
+func waiting() {
+	if _, err := unix.Write(3, []byte(`{"attempt":"waiting"}`+"\n")); err != nil {
+		os.Exit(3)
+	}
 }
 
 // forks tries to make a process in both old ways.

@@ -1,0 +1,481 @@
+package launcher
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/tartarus-vm/tartarus/internal/fault"
+	"github.com/tartarus-vm/tartarus/internal/node/cgroup"
+)
+
+// me is the user that VMMs of this process run as.
+func me() int {
+	if os.Geteuid() == 0 {
+		return unprivileged
+	}
+	return 0
+}
+
+// strays are processes that have to do with a folder: stages and VMMs carry
+// its name on their command lines.
+func strays(t *testing.T, dir string) []string {
+	t.Helper()
+	procs, err := os.ReadDir("/proc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []string
+	for _, p := range procs {
+		if _, err := strconv.Atoi(p.Name()); err != nil {
+			continue
+		}
+		b, err := os.ReadFile("/proc/" + p.Name() + "/cmdline")
+		if err == nil && bytes.Contains(b, []byte(filepath.Base(dir))) && !bytes.Contains(b, []byte("-test.")) {
+			out = append(out, p.Name()+" "+strings.ReplaceAll(string(b), "\x00", " "))
+		}
+	}
+	return out
+}
+
+func descriptorsOpen(t *testing.T) int {
+	t.Helper()
+	fds, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(fds)
+}
+
+func mounts(t *testing.T) string {
+	t.Helper()
+	b, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// held is an agent whose VMM waits.
+func held(t *testing.T, lifeline bool, attempts ...string) (*agent, outcome, string) {
+	t.Helper()
+	dir := folder(t, os.Geteuid())
+	j := job{Dir: dir, Program: programs.probe, Attempts: append(attempts, "forever"), UID: me(), Lifeline: lifeline, Hold: true}
+	a := startAgent(t, j, os.Geteuid())
+	out := a.hear(t)
+	if out.Err != "" {
+		t.Fatal(out.Err)
+	}
+	return a, out, dir
+}
+
+func TestLifelineEndsTheVMMWithItsAgent(t *testing.T) {
+	a, out, dir := held(t, true)
+	a.kill(t)
+	gone(t, "the outer stage", out.Outer)
+	gone(t, "the VMM", out.VMM)
+	e, err := ReadExit(dir)
+	if err != nil || !e.ByLifeline || e.Signal != int(unix.SIGKILL) || e.Code != -1 {
+		t.Errorf("it wrote %+v, %v", e, err)
+	}
+}
+
+// Without a lifeline the VMM outlives its agent, and a later one ends it.
+func TestLeftoverIsFoundAndEnded(t *testing.T) {
+	for name, end := range map[string]func(context.Context, outcome, string) error{
+		"by handle": func(ctx context.Context, o outcome, _ string) error { return KillLeftover(ctx, o.Outer) },
+		"by folder": func(ctx context.Context, _ outcome, dir string) error { return KillLeftoverIn(ctx, dir) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			a, out, dir := held(t, false)
+			a.kill(t)
+			if !out.Outer.Alive() || !out.VMM.Alive() {
+				t.Fatal("they ended with the agent, and have no lifeline")
+			}
+			wrong := out.Outer
+			wrong.StartTime++ // as if the pid were another process's by now
+			if err := KillLeftover(t.Context(), wrong); err != nil {
+				t.Fatal(err)
+			}
+			wrong = out.Outer
+			wrong.BootID = "another"
+			if err := KillLeftover(t.Context(), wrong); err != nil || !out.Outer.Alive() || !out.VMM.Alive() {
+				t.Fatalf("a handle of another process ended it: %v", err)
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			defer cancel()
+			for range 2 {
+				if err := end(ctx, out, dir); err != nil {
+					t.Fatal(err)
+				}
+				if out.Outer.Alive() || out.VMM.Alive() {
+					t.Fatal("it returned and they still run")
+				}
+			}
+			if e, err := ReadExit(dir); err != nil || e.Signal != int(unix.SIGKILL) || e.ByLifeline {
+				t.Errorf("it wrote %+v, %v", e, err)
+			}
+		})
+	}
+}
+
+// The end of the outer stage ends the VMM, which tries to prevent that.
+func TestOuterStageKilled(t *testing.T) {
+	for _, sig := range []unix.Signal{unix.SIGKILL, unix.SIGTERM} {
+		t.Run(sig.String(), func(t *testing.T) {
+			_, out, dir := held(t, false, "survive", "setsid")
+			if err := unix.Kill(out.Outer.Pid, sig); err != nil {
+				t.Fatal(err)
+			}
+			gone(t, "the outer stage", out.Outer)
+			gone(t, "the VMM", out.VMM)
+			_, err := ReadExit(dir)
+			if wrote := err == nil; wrote != (sig == unix.SIGTERM) {
+				t.Errorf("exit.json: %v", err)
+			}
+		})
+	}
+}
+
+// The agent tells an end that nobody saw as unknown.
+func TestExitUnknown(t *testing.T) {
+	v := waiting(t, Spec{})
+	if e := v.p.Exit(); !e.Unknown {
+		t.Errorf("before its end: %+v", e)
+	}
+	if err := unix.Kill(v.p.Pid(), unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	done(t, v.p)
+	if e := v.p.Exit(); !e.Unknown || e.Code != -1 || e.Signal != int(unix.SIGKILL) {
+		t.Errorf("%+v", e)
+	}
+}
+
+// waiting starts a probe that waits, with what s says beyond the usual.
+func waiting(t *testing.T, s Spec, attempts ...string) *vm {
+	t.Helper()
+	j := job{Dir: folder(t, os.Geteuid()), Program: programs.probe, UID: me(), More: &s}
+	v, err := j.start(t.Context(), j.Dir, append(attempts, "forever"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(v.end)
+	for {
+		r, err := v.read()
+		if err != nil {
+			t.Fatalf("the probe ended: %q", v.p.Stderr())
+		}
+		if r.Error != "" {
+			t.Errorf("%s: %s", r.Attempt, r.Error)
+		}
+		if r.Attempt == "waiting" {
+			return v
+		}
+	}
+}
+
+func done(t *testing.T, p *Process) {
+	t.Helper()
+	select {
+	case <-p.Done():
+	case <-time.After(10 * time.Second):
+		t.Fatal("it does not end")
+	}
+}
+
+func TestKill(t *testing.T) {
+	v := waiting(t, Spec{})
+	outer, inner := v.p.Identity(), v.p.VMM()
+	errs := make(chan error, 4)
+	for range cap(errs) {
+		go func() { errs <- v.p.Kill(t.Context()) }()
+	}
+	for range cap(errs) {
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+	}
+	if outer.Alive() || inner.Alive() {
+		t.Error("Kill returned and they still run")
+	}
+	if e := v.p.Exit(); e.Signal != int(unix.SIGKILL) || e.Unknown {
+		t.Errorf("%+v", e)
+	}
+	if err := v.p.Kill(t.Context()); err != nil {
+		t.Errorf("killing again: %v", err)
+	}
+}
+
+// Start that is interrupted, whenever, leaves no process, descriptor or mount.
+func TestStartInterrupted(t *testing.T) {
+	fds, ms := descriptorsOpen(t), mounts(t)
+	var stopped int
+	for range 40 {
+		dir := folder(t, os.Geteuid())
+		ctx, cancel := context.WithTimeout(t.Context(), rand.N(12*time.Millisecond))
+		j := job{Dir: dir, Program: programs.probe, UID: me()}
+		v, err := j.start(ctx, dir, []string{"read=" + dir, "forever"})
+		cancel()
+		if err == nil {
+			v.end()
+		} else if stopped++; !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatal(err)
+		}
+		if s := strays(t, dir); len(s) != 0 {
+			t.Fatalf("left after %v: %v", err, s)
+		}
+	}
+	if stopped == 0 {
+		t.Error("no Start was interrupted")
+	}
+	if have := descriptorsOpen(t); have != fds {
+		t.Errorf("%d descriptors are open, %d before", have, fds)
+	}
+	if mounts(t) != ms {
+		t.Error("the mounts have changed")
+	}
+}
+
+// Killed at any moment of Start, the agent leaves at most what is found by
+// the folder.
+func TestAgentKilledWhileStarting(t *testing.T) {
+	var found int
+	for range 25 {
+		dir := folder(t, os.Geteuid())
+		j := job{Dir: dir, Program: programs.probe, Attempts: []string{"read=" + dir, "forever"}, UID: me(), Hold: true}
+		a := startAgent(t, j, os.Geteuid())
+		time.Sleep(rand.N(35 * time.Millisecond)) // the moment is the point
+		a.kill(t)
+		if _, err := readLaunch(dir); err == nil {
+			found++
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		if err := KillLeftoverIn(ctx, dir); err != nil {
+			t.Fatal(err)
+		}
+		cancel()
+		// A stage that had no word yet ends by itself, in its own time.
+		for range 200 {
+			if len(strays(t, dir)) == 0 {
+				break
+			}
+			time.Sleep(5 * time.Millisecond)
+		}
+		if s := strays(t, dir); len(s) != 0 {
+			t.Fatalf("left: %v", s)
+		}
+	}
+	if found == 0 {
+		t.Error("no agent got as far as a launcher")
+	}
+}
+
+func TestStartFails(t *testing.T) {
+	text := filepath.Join(t.TempDir(), "text")
+	if err := os.WriteFile(text, []byte("#!/bin/sh\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	dir := folder(t, os.Geteuid())
+	for name, c := range map[string]struct {
+		spec Spec
+		kind fault.Kind
+		text string
+	}{
+		"no program":      {Spec{Dir: dir}, fault.InvalidArgument, "absolute"},
+		"relative":        {Spec{Dir: dir, Argv: []string{"qemu"}}, fault.InvalidArgument, "absolute"},
+		"missing":         {Spec{Dir: dir, Argv: []string{"/nowhere/qemu"}}, fault.Unsupported, "/nowhere/qemu"},
+		"not executable":  {Spec{Dir: dir, Argv: []string{"/etc/passwd"}}, fault.Unsupported, "executed"},
+		"not a program":   {Spec{Dir: dir, Argv: []string{text}}, fault.Unsupported, "executed"},
+		"no folder":       {Spec{Dir: "/nowhere", Argv: []string{programs.probe}}, fault.InvalidArgument, "/nowhere"},
+		"root to read":    {Spec{Dir: dir, Argv: []string{programs.probe}, ReadOnly: []string{"/"}}, fault.InvalidArgument, "shown"},
+		"dots to read":    {Spec{Dir: dir, Argv: []string{programs.probe}, ReadOnly: []string{"/usr/../etc"}}, fault.InvalidArgument, "shown"},
+		"missing to read": {Spec{Dir: dir, Argv: []string{programs.probe}, ReadOnly: []string{"/nowhere/kernel"}}, fault.Unsupported, "/nowhere/kernel"},
+		"zero byte":       {Spec{Dir: dir, Argv: []string{programs.probe, "a\x00b"}}, fault.InvalidArgument, "zero"},
+		"nil file":        {Spec{Dir: dir, Argv: []string{programs.probe}, Files: []*os.File{nil}}, fault.InvalidArgument, "nil"},
+		"socket":          {Spec{Dir: dir, Argv: []string{programs.probe}, Syscalls: []string{"read", "socket"}}, fault.InvalidArgument, "socket"},
+		"ptrace":          {Spec{Dir: dir, Argv: []string{programs.probe}, Syscalls: []string{"ptrace"}}, fault.InvalidArgument, "ptrace"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			fds := descriptorsOpen(t)
+			c.spec.UID, c.spec.GID = me(), me()
+			p, err := Start(t.Context(), c.spec)
+			if err == nil {
+				_ = p.Kill(t.Context())
+				t.Fatal("it started")
+			}
+			var f *fault.Error
+			if !fault.Is(err, c.kind) || !strings.Contains(err.Error(), c.text) || !errors.As(err, &f) || f.Hint == "" {
+				t.Errorf("%v (%v)", err, fault.KindOf(err))
+			}
+			if s := strays(t, dir); len(s) != 0 {
+				t.Errorf("left: %v", s)
+			}
+			if have := descriptorsOpen(t); have != fds {
+				t.Errorf("%d descriptors are open, %d before", have, fds)
+			}
+		})
+	}
+}
+
+func TestStderrIsBounded(t *testing.T) {
+	const lines = 40_000 // some 400 KiB
+	dir := folder(t, os.Geteuid())
+	out := here(t, job{Dir: dir, Program: programs.probe, Attempts: []string{fmt.Sprintf("stderr=%d", lines)}, UID: me()})
+	if out.Exit.Code != 7 {
+		t.Errorf("it ended with %+v", out.Exit)
+	}
+	if len(out.Stderr) != StderrBytes || !strings.HasSuffix(out.Stderr, fmt.Sprintf("line %d\n", lines-1)) {
+		t.Errorf("%d bytes are kept, ending with %q", len(out.Stderr), out.Stderr[max(0, len(out.Stderr)-40):])
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var size int64
+	for _, e := range entries {
+		if fi, err := e.Info(); err == nil {
+			size += fi.Size()
+		}
+	}
+	if size > 2*StderrBytes+4096 {
+		t.Errorf("the folder has grown to %d bytes", size)
+	}
+}
+
+// What is shown to the VMM can be read, and not written.
+func TestReadOnlyAndDevices(t *testing.T) {
+	dir := folder(t, os.Geteuid())
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	deep := filepath.Join(dir, "deep", "er")
+	if err := os.MkdirAll(deep, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	kernel := filepath.Join(deep, "kernel")
+	hidden := filepath.Join(dir, "deep", "hidden")
+	for _, p := range []string{kernel, hidden} {
+		if err := os.WriteFile(p, []byte("x"), 0o666); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(p, 0o666); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := Spec{ReadOnly: []string{kernel, deep, "/etc/hostname", "/usr/share"}, Devices: []string{"/dev/null"}}
+	v := waiting(t, s, "read="+kernel, "read_home=/etc/hostname", "list=/usr/share", "list_tmp="+deep, "write=/dev/null")
+	v.end()
+	j := job{Dir: folder(t, os.Geteuid()), Program: programs.probe, UID: me(), More: &s}
+	j.Attempts = []string{"write=" + kernel, "read=" + hidden, "write_new=" + deep + "/new", "read_passwd=/etc/passwd", "mkdir=/dev/x", "unlink=" + kernel, "list=/etc"}
+	out := here(t, j)
+	if len(out.Results) != len(j.Attempts) {
+		t.Errorf("tried %d of %d: %+v", len(out.Results), len(j.Attempts), out.Exit)
+	}
+	for _, r := range out.Results {
+		if r.Error == "" {
+			t.Errorf("%s succeeded", r.Attempt)
+		}
+	}
+}
+
+func TestBornInItsCgroup(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("groups are made by root")
+	}
+	tree, err := cgroup.Detect(cgroup.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := fmt.Sprintf("test-%d", os.Getpid())
+	g, err := tree.Create(name, cgroup.Limits{MemoryMiB: 256, Pids: 64})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		if err := errors.Join(g.Remove(ctx), tree.Close()); err != nil {
+			t.Error(err)
+		}
+	})
+	v := waiting(t, Spec{Cgroup: g})
+	for _, pid := range []int{v.p.Pid(), v.p.VMM().Pid} {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+		if err != nil || !strings.Contains(string(b), "/"+name+"\n") {
+			t.Errorf("process %d is in\n%s%v", pid, b, err)
+		}
+	}
+	i := v.p.Isolation()
+	if !slices.Contains(i.Confinement, cgroup.LayerMemory) || !slices.ContainsFunc(i.Missing, func(m string) bool { return strings.HasPrefix(m, cgroup.LayerCPU+": ") }) {
+		t.Errorf("%+v", i)
+	}
+	if s, err := g.Stat(); err != nil || s.MemoryPeakBytes == 0 {
+		t.Errorf("%+v, %v", s, err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if err := g.Remove(ctx); err != nil { // ends both
+		t.Fatal(err)
+	}
+	done(t, v.p)
+}
+
+// The caller's files keep their mode: a listener of its own may share it.
+func TestFilesKeepTheirMode(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close() //nolint:errcheck // a test's
+	defer w.Close() //nolint:errcheck // a test's
+	v := waiting(t, Spec{Lifeline: r, Files: []*os.File{w}})
+	for _, f := range []*os.File{r, w} {
+		rc, err := f.SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = rc.Control(func(fd uintptr) {
+			if flags, err := unix.FcntlInt(fd, unix.F_GETFL, 0); err != nil || flags&unix.O_NONBLOCK == 0 {
+				t.Errorf("flags %#x, %v", flags, err)
+			}
+		})
+	}
+	if _, err := w.Write([]byte("x")); err != nil { // no hang-up: nothing happens
+		t.Fatal(err)
+	}
+	if !v.p.VMM().Alive() {
+		t.Error("a byte on the lifeline ended the VMM")
+	}
+}
+
+func TestIdentify(t *testing.T) {
+	id, err := Identify(os.Getpid())
+	if err != nil || !id.Alive() {
+		t.Errorf("%+v, %v", id, err)
+	}
+	if _, err := Identify(1 << 30); !errors.Is(err, ErrGone) {
+		t.Errorf("no process: %v", err)
+	}
+	if err := KillLeftoverIn(t.Context(), t.TempDir()); err != nil {
+		t.Errorf("nothing there: %v", err)
+	}
+	if err := KillLeftover(t.Context(), Identity{}); err != nil {
+		t.Errorf("a zero handle: %v", err)
+	}
+	if _, err := ReadExit(t.TempDir()); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("no exit: %v", err)
+	}
+}
