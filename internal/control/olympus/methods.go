@@ -30,8 +30,8 @@ func methodsOf(services map[*grpc.ServiceDesc]any) (map[string]*method, error) {
 	methods := map[string]*method{}
 	var errs []error
 	for service, impl := range services {
-		file, ok := apiv1.File_v1_tartarus_proto.Services().ByName(protoreflect.FullName(service.ServiceName).Name()), true
-		if file == nil || !ok {
+		file := apiv1.File_v1_tartarus_proto.Services().ByName(protoreflect.FullName(service.ServiceName).Name())
+		if file == nil {
 			errs = append(errs, fmt.Errorf("the contract has no service %s", service.ServiceName))
 			continue
 		}
@@ -41,9 +41,9 @@ func methodsOf(services map[*grpc.ServiceDesc]any) (map[string]*method, error) {
 				full: "/" + service.ServiceName + "/" + string(d.Name()), name: string(d.Name()),
 				input: d.Input(), impl: impl,
 			}
-			m.scope, _ = proto.GetExtension(d.Options(), apiv1.E_Scope).(apiv1.Scope)
-			if m.scope == apiv1.Scope_SCOPE_UNSPECIFIED {
-				errs = append(errs, fmt.Errorf("method %s states no scope", m.full))
+			var err error
+			if m.scope, err = scopeOf(d); err != nil {
+				errs = append(errs, err)
 			}
 			if proto.HasExtension(d.Options(), annotations.E_Http) {
 				m.rule, _ = proto.GetExtension(d.Options(), annotations.E_Http).(*annotations.HttpRule)
@@ -57,6 +57,15 @@ func methodsOf(services map[*grpc.ServiceDesc]any) (map[string]*method, error) {
 		}
 	}
 	return methods, errors.Join(errs...)
+}
+
+// scopeOf is the scope that the contract states for a method.
+func scopeOf(d protoreflect.MethodDescriptor) (apiv1.Scope, error) {
+	scope, ok := proto.GetExtension(d.Options(), apiv1.E_Scope).(apiv1.Scope)
+	if !ok || scope == apiv1.Scope_SCOPE_UNSPECIFIED {
+		return scope, fmt.Errorf("method %s states no scope", d.FullName())
+	}
+	return scope, nil
 }
 
 // scopes says what the contract's scopes are called in a principal.
