@@ -15,3 +15,5 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 func open(testing.TB) ledger.Ledger { return memledger.New() }
 
 func TestSuite(t *testing.T) { ledgertest.Run(t, open) }
+
+func TestModel(t *testing.T) { ledgertest.Model(t, open) }

@@ -35,7 +35,7 @@ func (l *Ledger) Admitted(ctx context.Context, id sandbox.ID) (a sandbox.Admitte
 // found at once among any number of ended ones.
 func (l *Ledger) List(ctx context.Context, q ledger.Query) (p ledger.Page, err error) {
 	states := slices.Compact(slices.Sorted(slices.Values(q.States)))
-	if len(states) == 0 && q.Tenant != "" && q.Node == "" {
+	if len(states) == 0 && (q.Tenant != "" || q.Node != "") {
 		for _, s := range sandbox.States() {
 			states = append(states, s.State)
 		}
@@ -217,12 +217,7 @@ func (l *Ledger) Prune(ctx context.Context, keep ledger.Retention, now time.Time
 		}
 		removed += int(n)
 		if n == 0 {
-			return removed, l.step(ctx, func(t *txn) error {
-				if err := t.exec(sqlIdleTenants); err != nil {
-					return err
-				}
-				return t.exec(sqlDeleteKeys, now, -1)
-			})
+			return removed, l.step(ctx, func(t *txn) error { return t.exec(sqlDeleteKeys, now) })
 		}
 	}
 }

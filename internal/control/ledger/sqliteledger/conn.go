@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/url"
+	"strings"
 	"time"
 
 	"github.com/ncruces/go-sqlite3"
@@ -19,10 +20,15 @@ type conn struct {
 // busyTimeout is how long a step waits for another process that writes.
 const busyTimeout = 10 * time.Second
 
-// dial opens a connection to the file, which is there.
-func dial(path string) (*conn, error) {
+// dial opens a connection to the file, which is there. vfs is Config.vfs.
+func dial(path, vfs string) (*conn, error) {
 	// modeof: the files beside it get the mode of the database itself.
-	u := url.URL{Scheme: "file", OmitHost: true, Path: path, RawQuery: url.Values{"modeof": {path}}.Encode()}
+	query := url.Values{"modeof": {path}}
+	if vfs != "" {
+		query.Set("vfs", vfs)
+	}
+	// SQLite does not read + as a space.
+	u := url.URL{Scheme: "file", OmitHost: true, Path: path, RawQuery: strings.ReplaceAll(query.Encode(), "+", "%20")}
 	db, err := sqlite3.OpenFlags(u.String(), sqlite3.OPEN_READWRITE|sqlite3.OPEN_URI)
 	if err != nil {
 		return nil, err

@@ -3,6 +3,7 @@ package sqliteledger
 import (
 	"errors"
 	"fmt"
+	"os"
 
 	"github.com/ncruces/go-sqlite3"
 
@@ -10,15 +11,22 @@ import (
 )
 
 // open opens the one connection that writes, and sees to the schema.
-func open(path string, steps []string) (*conn, error) {
-	if err := makeFile(path); err != nil {
+func open(cfg Config, steps []string) (*conn, error) {
+	if err := makeFile(cfg.Path); err != nil {
 		return nil, err
 	}
-	c, err := dial(path)
+	c, err := dial(cfg.Path, cfg.vfs)
 	if err != nil {
 		return nil, err
 	}
-	if err := prepare(c, steps); err != nil {
+	err = prepare(c, steps)
+	if err == nil {
+		// The index of the log is the one file that does not follow modeof.
+		if err = os.Chmod(cfg.Path+"-shm", 0o600); errors.Is(err, os.ErrNotExist) {
+			err = nil
+		}
+	}
+	if err != nil {
 		return nil, errors.Join(err, c.close())
 	}
 	return c, nil

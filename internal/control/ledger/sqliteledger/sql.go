@@ -26,7 +26,7 @@ CREATE TABLE records (
 );
 CREATE INDEX records_tenant ON records (tenant, state, id);
 CREATE INDEX records_state ON records (state, id);
-CREATE INDEX records_node ON records (node, id) WHERE node > '';
+CREATE INDEX records_node ON records (node, state, id) WHERE node > '';
 CREATE INDEX records_ended ON records (ended_at, id) WHERE ended_at > 0;
 
 CREATE TABLE live (
@@ -260,8 +260,5 @@ const (
 	sqlTooMany      = `SELECT id FROM records WHERE ended_at > 0 ORDER BY ended_at DESC, id DESC LIMIT ?2 OFFSET ?1`
 	sqlDeleteRecord = `DELETE FROM records WHERE id = ?1`
 	sqlDeleteEvents = `DELETE FROM events WHERE id = ?1`
-	sqlDeleteKeys   = `DELETE FROM keys WHERE (tenant, key) IN (SELECT tenant, key FROM keys WHERE expires <= ?1 LIMIT ?2)`
-	sqlIdleTenants  = `
-DELETE FROM tenants WHERE NOT EXISTS (SELECT 1 FROM live l WHERE l.tenant = tenants.tenant)
-	AND served < (SELECT max(served) FROM tenants)`
+	sqlDeleteKeys   = `DELETE FROM keys WHERE expires <= ?1`
 )

@@ -31,6 +31,8 @@ type Config struct {
 	WipeAfter time.Duration
 
 	Logger *slog.Logger // nil: none
+
+	vfs string // that SQLite reads and writes through; "" but in tests
 }
 
 // Validate fills in the defaults and says what cannot be.
@@ -85,7 +87,7 @@ func Open(ctx context.Context, cfg Config) (*Ledger, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	c, err := open(cfg.Path, migrations)
+	c, err := open(cfg, migrations)
 	if err != nil {
 		return nil, fmt.Errorf("opening the ledger %q: %w", cfg.Path, classify(ctx, err))
 	}
@@ -158,7 +160,7 @@ func (l *Ledger) read(ctx context.Context, f func(c *conn) error) (err error) {
 }
 
 func (l *Ledger) dialReader() (*conn, error) {
-	c, err := dial(l.cfg.Path)
+	c, err := dial(l.cfg.Path, l.cfg.vfs)
 	if err != nil {
 		return nil, err
 	}

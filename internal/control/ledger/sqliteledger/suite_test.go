@@ -25,3 +25,5 @@ func openAt(t testing.TB, path string) *sqliteledger.Ledger {
 func open(t testing.TB) ledger.Ledger { return openAt(t, filepath.Join(t.TempDir(), "ledger.db")) }
 
 func TestSuite(t *testing.T) { ledgertest.Run(t, open) }
+
+func TestModel(t *testing.T) { ledgertest.Model(t, open) }
