@@ -41,6 +41,7 @@ func (l *life) end(ctx context.Context, stopHelpers func()) {
 			l.logger.Error("an end could not be written down", "error", err)
 		}
 	}
+	l.logger.Info("sandbox ended", "cause", end.Exit.Cause, "state", end.Exit.State())
 	l.undoAll(ctx)
 	l.a.free(l)
 	close(l.cut)

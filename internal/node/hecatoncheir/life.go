@@ -36,6 +36,7 @@ type life struct {
 	assignment sandbox.Assignment
 	verdict    sandbox.Digest
 	req        sandbox.Resolved
+	received   time.Time
 	slot       int // written by reserve
 	logger     *slog.Logger
 
@@ -79,7 +80,7 @@ func newLife(a *Agent, o seal.Assign, secrets sandbox.Secrets, received time.Tim
 	dcfg.Logger = logger
 	info := a.cfg.Driver.Info()
 	l := &life{
-		a: a, id: o.Verdict.Sandbox, assignment: o.Order.Assignment, verdict: o.Digest, req: r, logger: logger,
+		a: a, received: received, id: o.Verdict.Sandbox, assignment: o.Order.Assignment, verdict: o.Digest, req: r, logger: logger,
 		death: thanatos.New(dcfg),
 		clock: alecto.New(alecto.Terms{StartTimeout: r.StartTimeout, MaxDuration: r.MaxDuration}, received),
 		taken: make(chan struct{}), cut: make(chan struct{}), over: make(chan struct{}),
@@ -200,6 +201,7 @@ func (l *life) execute(ctx, sctx context.Context) error {
 		return err
 	}
 	running()
+	l.logger.Info("sandbox runs", "since_assigned", time.Since(l.received).Round(time.Millisecond))
 	if err != nil { // the order may have been carried out
 		if sctx.Err() == nil {
 			l.guestLost(sctx, err)

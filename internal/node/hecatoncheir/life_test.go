@@ -223,7 +223,7 @@ func TestKillingARunningOne(t *testing.T) {
 		{"that obeys", []string{"sleep", "forever"}, time.Minute, 0},
 		{"without grace", []string{"stubborn"}, 0, 0},
 		{"that is stubborn", []string{"stubborn"}, 200 * time.Millisecond, 200 * time.Millisecond},
-		{"that is mute", []string{"mute"}, 100 * time.Millisecond, 100 * time.Millisecond},
+		{"that is mute", []string{"mute"}, 100 * time.Millisecond, 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			w := newWorld(t, options{config: func(c *Config) { c.Death.Tell = 300 * time.Millisecond }})
@@ -300,11 +300,21 @@ func TestStartTimeoutWhileTheControlPlaneIsSilent(t *testing.T) {
 	w.nothingLeft()
 }
 
-// vanishing has a command that takes its VM with it, without a last word.
+// vanishing has commands that leave no last word: vanish takes its VM with it,
+// quiet waits for its VM's end.
 var vanishing = fakevm.Script{Commands: map[string]fakevm.Command{
 	"vanish": func(ctx context.Context, p *fakevm.Proc) int {
 		p.Mute()
 		go p.VM().Crash() // it waits for this command
+		<-ctx.Done()
+		return 0
+	},
+	"quiet": func(ctx context.Context, p *fakevm.Proc) int {
+		select {
+		case <-time.After(100 * time.Millisecond): // the guest has said that it started
+		case <-ctx.Done():
+		}
+		p.Mute()
 		<-ctx.Done()
 		return 0
 	},
@@ -319,9 +329,9 @@ func TestGuestsThatGo(t *testing.T) {
 		cause   sandbox.Cause
 	}{
 		{"VMM crashes", []string{"vanish"}, vanishing, sandbox.GuestLost},
-		{"VMM crashes later", []string{"sleep", "forever"}, fakevm.Script{EndAfter: 300 * time.Millisecond}, sandbox.GuestLost},
-		{"host kills for memory", []string{"sleep", "forever"}, fakevm.Script{
-			EndAfter: 300 * time.Millisecond, End: tartarus.Exit{Code: -1, Signal: 9, OOMKill: true},
+		{"VMM crashes later", []string{"quiet"}, fakevm.Script{Commands: vanishing.Commands, EndAfter: 300 * time.Millisecond}, sandbox.GuestLost},
+		{"host kills for memory", []string{"quiet"}, fakevm.Script{
+			Commands: vanishing.Commands, EndAfter: 300 * time.Millisecond, End: tartarus.Exit{Code: -1, Signal: 9, OOMKill: true},
 		}, sandbox.Memory},
 		{"VMM takes too much", []string{"sleep", "forever"}, fakevm.Script{
 			Sample: func(age time.Duration) tartarus.Sample {

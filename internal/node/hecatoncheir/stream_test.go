@@ -127,8 +127,7 @@ func TestInputAndLogsLive(t *testing.T) {
 		t.Errorf("a second writer: %v", err)
 	}
 	bcancel() // breaks off, which is no end of the input
-	whole := sendLast(ctx, t, c, as.Sandbox)
-	if _, err := whole.CloseAndRecv(); err != nil {
+	if err := sendLast(ctx, c, as.Sandbox); err != nil {
 		t.Errorf("the end of the input: %v", nodewire.FromStatus(err))
 	}
 	got := w.c.awaitEnd(t, as)
@@ -144,27 +143,19 @@ func TestInputAndLogsLive(t *testing.T) {
 	}
 }
 
-// sendLast sends the last piece, as soon as the writer before has let go.
-func sendLast(ctx context.Context, t *testing.T, c nodev1.NodeServiceClient, id sandbox.ID) nodev1.NodeService_StdinClient {
-	t.Helper()
+// sendLast sends the last piece and the end, as soon as the writer before has
+// let go.
+func sendLast(ctx context.Context, c nodev1.NodeServiceClient, id sandbox.ID) error {
 	for {
 		s, err := c.Stdin(ctx)
 		if err != nil {
-			t.Fatal(err)
+			return err
 		}
-		if err := s.Send(&nodev1.StdinRequest{Sandbox: string(id)}); err != nil {
-			t.Fatal(err)
+		_ = s.Send(&nodev1.StdinRequest{Sandbox: string(id), Data: []byte("third")}) // the answer says what became of it
+		if _, err = s.CloseAndRecv(); !fault.Is(nodewire.FromStatus(err), fault.Conflict) {
+			return err
 		}
-		if err := s.Send(&nodev1.StdinRequest{Data: []byte("third")}); err == nil {
-			answered := make(chan error, 1)
-			go func() { answered <- s.RecvMsg(&nodev1.StdinResponse{}) }()
-			select {
-			case <-answered: // refused: the other is still there
-				continue
-			case <-time.After(300 * time.Millisecond):
-				return s
-			}
-		}
+		time.Sleep(time.Millisecond)
 	}
 }
 
