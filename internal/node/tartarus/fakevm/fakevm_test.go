@@ -43,7 +43,7 @@ func TestDriver(t *testing.T) {
 				return fakevm.Script{StartDelay: 5 * time.Millisecond, BootDelay: 20 * time.Millisecond}
 			}})
 		},
-		Spec:        fill,
+		Spec: fill,
 		Broken: func(*testing.T) (tartarus.Driver, string) {
 			return fakevm.New(fakevm.Config{Script: func(int, tartarus.Spec) fakevm.Script {
 				return fakevm.Script{StartErr: errors.New("last words")}

@@ -36,7 +36,7 @@ func (d *Driver) makeGroup(name, dir string, memoryMiB int64, vcpus int) (*cgrou
 		return nil, err
 	}
 	return d.cfg.Cgroups.Create(name, cgroup.Limits{
-		MemoryMiB: memoryMiB + sandbox.VMOverheadMiB,
+		MemoryMiB: memoryMiB + d.overhead,
 		CPUs:      float64(vcpus) + vmmCPUs,
 		Pids:      vmmThreads,
 	})

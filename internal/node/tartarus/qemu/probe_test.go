@@ -11,7 +11,7 @@ import (
 // and where it is "usable" a VM really runs on it.
 func TestProbe(t *testing.T) {
 	g := real(t)
-	p := ProbeSpec{Kernel: g.bundle.Kernel, Initrd: g.bundle.Initrd, Cmdline: g.bundle.Cmdline}
+	p := ProbeSpec{Kernel: g.bundle.Kernel, Initrd: g.bundle.Initrd, Cmdline: g.bundle.Cmdline, Timeout: 5 * time.Second}
 	began := time.Now()
 	r, err := Probe(t.Context(), Config{}, p)
 	if err != nil {

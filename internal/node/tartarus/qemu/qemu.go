@@ -86,7 +86,8 @@ type Driver struct {
 
 	readable  []string // of the host's files, by every VMM
 	isolation sandbox.Isolation
-	asRoot    bool // for Probe: the VMM keeps the agent's user
+	overhead  int64 // MiB that a VM may take beyond its guest's memory
+	asRoot    bool  // for Probe: the VMM keeps the agent's user
 }
 
 var _ tartarus.Driver = (*Driver)(nil)
@@ -102,7 +103,7 @@ func New(ctx context.Context, cfg Config) (*Driver, error) {
 		return nil, fault.New(fault.Unsupported, "there is no machine for %s yet", runtime.GOARCH).
 			WithHint("run Tartarus on x86-64")
 	}
-	d := &Driver{cfg: cfg, machine: m, accel: cfg.accelerator(), log: cfg.Logger}
+	d := &Driver{cfg: cfg, machine: m, accel: cfg.accelerator(), log: cfg.Logger, overhead: sandbox.VMOverheadMiB}
 	if d.log == nil {
 		d.log = slog.New(slog.DiscardHandler)
 	}

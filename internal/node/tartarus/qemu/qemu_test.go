@@ -54,6 +54,9 @@ type guest struct {
 }
 
 var makeGuest = sync.OnceValues(func() (*guest, error) {
+	if dir := os.Getenv(guestVar); dir != "" {
+		return ready(dir)
+	}
 	cache, err := os.UserCacheDir()
 	if err != nil {
 		return nil, err
@@ -78,6 +81,19 @@ var makeGuest = sync.OnceValues(func() (*guest, error) {
 	}
 	return fillCache(dir, program)
 })
+
+// ready is a guest that somebody else has made.
+func ready(dir string) (*guest, error) {
+	cmdline, err := os.ReadFile(filepath.Join(dir, "cmdline"))
+	if err != nil {
+		return nil, err
+	}
+	g := &guest{root: filepath.Join(dir, "root"), bundle: nyx.Bundle{
+		Kernel: filepath.Join(dir, "kernel"), Initrd: filepath.Join(dir, "initrd"), Cmdline: string(cmdline),
+	}}
+	g.disks, err = lethe.Open(lethe.Config{Dir: filepath.Join(dir, "tmp", "lethe")})
+	return g, err
+}
 
 func fillCache(dir string, init []byte) (*guest, error) {
 	blobs, err := dirblobs.Open(dirblobs.Config{Dir: filepath.Join(dir, "blobs")})
