@@ -116,10 +116,12 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 }
 
+// untilBeat is how long to wait before the next heartbeat, and how long that
+// may take: so that the end of the lease is never slept over.
 func (a *Agent) untilBeat() time.Duration {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return max(a.lease/3, time.Millisecond)
+	return max(min(a.lease/3, a.lease-time.Since(a.renewed)), time.Millisecond)
 }
 
 // beat is one heartbeat. It returns false once the lease is lost.
@@ -132,9 +134,8 @@ func (a *Agent) beat(ctx context.Context) bool {
 			req.Live = append(req.Live, string(id))
 		}
 	}
-	limit := min(a.lease/3, a.cfg.CallTimeout)
 	a.mu.Unlock()
-	cctx, cancel := context.WithTimeout(ctx, limit)
+	cctx, cancel := context.WithTimeout(ctx, min(a.untilBeat(), a.cfg.CallTimeout))
 	defer cancel()
 	sent := time.Now()
 	resp, err := a.cfg.Control.Heartbeat(cctx, req)

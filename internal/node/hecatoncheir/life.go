@@ -44,9 +44,10 @@ type life struct {
 	clock *alecto.Clock
 	tell  *teller
 
-	taken chan struct{} // closed when the journal has, or refused, the assignment
-	cut   chan struct{} // closed when VM and files are gone
-	over  chan struct{} // closed when the agent is done with it
+	logged chan struct{} // closed when there is a log to read
+	taken  chan struct{} // closed when the journal has, or refused, the assignment
+	cut    chan struct{} // closed when VM and files are gone
+	over   chan struct{} // closed when the agent is done with it
 
 	secrets sandbox.Secrets // emptied when they are in the guest
 	done    []step          // what is to be undone, the last first
@@ -81,9 +82,9 @@ func newLife(a *Agent, o seal.Assign, secrets sandbox.Secrets, received time.Tim
 	info := a.cfg.Driver.Info()
 	l := &life{
 		a: a, received: received, id: o.Verdict.Sandbox, assignment: o.Order.Assignment, verdict: o.Digest, req: r, logger: logger,
-		death: thanatos.New(dcfg),
-		clock: alecto.New(alecto.Terms{StartTimeout: r.StartTimeout, MaxDuration: r.MaxDuration}, received),
-		taken: make(chan struct{}), cut: make(chan struct{}), over: make(chan struct{}),
+		death:  thanatos.New(dcfg),
+		clock:  alecto.New(alecto.Terms{StartTimeout: r.StartTimeout, MaxDuration: r.MaxDuration}, received),
+		logged: make(chan struct{}), taken: make(chan struct{}), cut: make(chan struct{}), over: make(chan struct{}),
 		ended: make(chan struct{}), fed: make(chan struct{}), secrets: secrets,
 	}
 	l.tell = newTeller(a, l.assignment, sandbox.Progress{Runtime: sandbox.Runtime{

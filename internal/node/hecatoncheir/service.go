@@ -53,20 +53,28 @@ func (a *Agent) Logs(req *nodev1.LogsRequest, stream grpc.ServerStreamingServer[
 	return nodewire.StatusOf(a.logs(req, stream))
 }
 
-// logRetry is when to ask for the log of a sandbox that is not ready to be
-// read: not made yet, or on its way to the blob store.
-const logRetry = 200 * time.Millisecond
+// logRetry is when to ask again for a log that is on its way to the blob
+// store.
+const logRetry = 100 * time.Millisecond
 
 func (a *Agent) logs(req *nodev1.LogsRequest, stream grpc.ServerStreamingServer[nodev1.LogsResponse]) error {
 	l, err := a.get(sandbox.ID(req.GetSandbox()))
 	if err != nil {
 		return err
 	}
+	if req.GetFollow() {
+		select {
+		case <-l.logged:
+		case <-l.cut:
+		case <-stream.Context().Done():
+			return stream.Context().Err()
+		}
+	}
 	l.mu.Lock()
 	output := l.output
 	l.mu.Unlock()
 	if output == nil {
-		return fault.New(fault.Unavailable, "the log of sandbox %q is not ready", l.id).WithRetryAfter(logRetry)
+		return fault.New(fault.Unavailable, "there is no log of sandbox %q on this node now", l.id).WithRetryAfter(logRetry)
 	}
 	for e, err := range output.Read(stream.Context(), req.GetOffset(), req.GetFollow()) {
 		if err != nil {

@@ -97,8 +97,13 @@ func (l *life) makeLog(ctx context.Context) error {
 		return err
 	}
 	l.mu.Lock()
+	defer l.mu.Unlock()
 	l.output = output
-	l.mu.Unlock()
+	select {
+	case <-l.logged: // the step is repeated
+	default:
+		close(l.logged)
+	}
 	return nil
 }
 

@@ -18,6 +18,8 @@ import (
 
 	nodev1 "github.com/tartarus-vm/tartarus/api/node/v1"
 	"github.com/tartarus-vm/tartarus/internal/fault"
+	"github.com/tartarus-vm/tartarus/internal/node/tartarus"
+	"github.com/tartarus-vm/tartarus/internal/node/tartarus/fakevm"
 	"github.com/tartarus-vm/tartarus/internal/nodewire"
 	"github.com/tartarus-vm/tartarus/internal/sandbox"
 )
@@ -211,5 +213,50 @@ func TestAStoreThatIsFullLosesTheLogAndNotTheEnd(t *testing.T) {
 	if got.end.Exit.State() != sandbox.Succeeded || got.end.LogDigest != "" || got.end.Exit.Usage.LogBytes != 2 {
 		t.Errorf("%+v", got.end)
 	}
+	w.nothingLeft()
+}
+
+// TestAFollowerWaitsForTheLog asks before there is one.
+func TestAFollowerWaitsForTheLog(t *testing.T) {
+	goOn, heard := make(chan struct{}), make(chan struct{})
+	w := newWorld(t, options{
+		fail: func(step string) error {
+			if step == "folder" {
+				<-goOn
+			}
+			return nil
+		},
+		script: func(int, tartarus.Spec) fakevm.Script {
+			return fakevm.Script{Commands: map[string]fakevm.Command{"speak": func(ctx context.Context, p *fakevm.Proc) int {
+				_, _ = io.WriteString(p.Stdout, "x")
+				select {
+				case <-heard:
+				case <-ctx.Done():
+				}
+				return 0
+			}}}
+		},
+	})
+	c := w.client()
+	as := w.assign(job{command: []string{"speak"}})
+	s, err := c.Logs(t.Context(), &nodev1.LogsRequest{Sandbox: string(as.Sandbox)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Recv(); !fault.Is(nodewire.FromStatus(err), fault.Unavailable) {
+		t.Errorf("a reader that does not follow: %v", err)
+	}
+	if s, err = c.Logs(t.Context(), &nodev1.LogsRequest{Sandbox: string(as.Sandbox), Follow: true}); err != nil {
+		t.Fatal(err)
+	}
+	close(goOn)
+	if m, err := s.Recv(); err != nil || string(m.GetData()) != "x" {
+		t.Errorf("got %v, %v", m, err)
+	}
+	close(heard)
+	if _, err := s.Recv(); !errors.Is(err, io.EOF) {
+		t.Errorf("the end: %v", err)
+	}
+	w.c.awaitEnd(t, as)
 	w.nothingLeft()
 }
