@@ -82,7 +82,13 @@ func conditions(name string, pid uint64) [][]condition {
 	case "fcntl":
 		return oneOf(1, fcntlCommands...)
 	case "ioctl": // not typing into a terminal
-		return [][]condition{{{arg: 1, is: not32, value: unix.TIOCSTI}, {arg: 1, is: not32, value: tioclinux}}}
+		return [][]condition{
+			{{arg: 1, is: not32, value: unix.TIOCSTI}, {arg: 1, is: not32, value: tioclinux}},
+			// KVM's requests, which QEMU keeps in an int whose sign fills the
+			// register. The kernel looks at 32 bits, of which bit 31 sets them
+			// apart from the two above.
+			{{arg: 1, is: allSet, value: 1 << 31}},
+		}
 	}
 	return nil
 }
