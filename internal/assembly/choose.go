@@ -3,11 +3,13 @@ package assembly
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"log/slog"
 	"os"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/tartarus-vm/tartarus/internal/node/cgroup"
 	"github.com/tartarus-vm/tartarus/internal/node/nyx"
 	"github.com/tartarus-vm/tartarus/internal/node/tartarus"
 	"github.com/tartarus-vm/tartarus/internal/node/tartarus/qemu"
@@ -18,6 +20,7 @@ type choice struct {
 	driver tartarus.Driver
 	kvm    qemu.KVMReport
 	why    string
+	close  func() error // the driver's own; the VMs are gone by then
 }
 
 // kvmVerdict is what the trial boot said, for as long as what it was tried on
@@ -41,15 +44,38 @@ func choose(ctx context.Context, p paths, log *slog.Logger) (choice, error) {
 	if err != nil {
 		return choice{}, err
 	}
-	d, err := qemu.New(ctx, qemu.Config{KVM: &report, Logger: log})
+	tree, why := groups()
+	cfg := qemu.Config{KVM: &report, Cgroups: tree, Logger: log}
+	if tree == nil {
+		cfg.NoCgroups = why
+	}
+	d, err := qemu.New(ctx, cfg)
 	if err != nil {
-		return choice{}, err
+		return choice{}, errors.Join(err, closeGroups(tree))
 	}
-	why := "a trial boot on KVM succeeded"
+	because := "a trial boot on KVM succeeded"
 	if !report.Usable {
-		why = "KVM is not usable here"
+		because = "KVM is not usable here"
 	}
-	return choice{driver: d, kvm: report, why: why}, nil
+	return choice{driver: d, kvm: report, why: because, close: func() error { return closeGroups(tree) }}, nil
+}
+
+// groups is where VMs' cgroups are made, or why there are none.
+func groups() (*cgroup.Tree, string) {
+	tree, err := cgroup.Detect(cgroup.Config{})
+	if err != nil {
+		return nil, err.Error()
+	}
+	return tree, ""
+}
+
+// closeGroups removes the parent of all groups, unless another process has
+// groups in it.
+func closeGroups(tree *cgroup.Tree) error {
+	if tree == nil {
+		return nil
+	}
+	return tree.Close()
 }
 
 func judgeKVM(ctx context.Context, p paths, images *nyx.Store, log *slog.Logger) (qemu.KVMReport, error) {

@@ -108,6 +108,7 @@ func findDriver(ctx context.Context, p paths) []cli.Finding {
 	if err != nil {
 		return []cli.Finding{failed("driver", err)}
 	}
+	defer c.close() //nolint:errcheck // an empty folder is all it could leave
 	info := c.driver.Info()
 	kvm := cli.Finding{Name: "kvm", Status: statusLimited, Message: c.kvm.Why, Meaning: "guest code is translated (TCG): slower, and the VMM's confinement is the boundary that counts"}
 	if c.kvm.Usable {

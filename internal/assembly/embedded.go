@@ -180,6 +180,7 @@ func (e *embedded) chooseDriver(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	e.later(c.close)
 	e.driver = c.driver
 	if e.cfg.Driver != nil {
 		e.driver = e.cfg.Driver(c.driver)

@@ -80,7 +80,19 @@ func setup(ctx context.Context, o cli.SetupOptions) error {
 			return err
 		}
 	}
-	return nil
+	return trialBoot(ctx, p, o.Progress)
+}
+
+// trialBoot judges KVM now, so that the first run need not.
+func trialBoot(ctx context.Context, p paths, progress func(cli.Step)) error {
+	if progress != nil {
+		progress(cli.Step{Name: "host: trying KVM by booting on it"})
+	}
+	c, err := choose(ctx, p, nil)
+	if err != nil {
+		return err
+	}
+	return c.close()
 }
 
 func ensureBundle(ctx context.Context, images *nyx.Store, progress func(cli.Step)) error {

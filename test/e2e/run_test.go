@@ -1,0 +1,179 @@
+package e2e_test
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// As root and as an ordinary user: streams apart, the command's exit code, and
+// nothing left.
+func TestRun(t *testing.T) {
+	const script = "echo out; echo err >&2; exit 3"
+	check := func(t *testing.T, r result) {
+		t.Helper()
+		if r.stdout != "out\n" || r.stderr != "err\n" || r.code != 3 {
+			t.Errorf("stdout %q, stderr %q, exit code %d", r.stdout, r.stderr, r.code)
+		}
+	}
+	t.Run("this user", func(t *testing.T) {
+		state := newState(t)
+		check(t, finish(t, tartarusCmd(patience(t), state, "run", "--", "sh", "-c", script)))
+		nothingLeft(t, state)
+	})
+	t.Run("an ordinary user", func(t *testing.T) {
+		if os.Geteuid() != 0 {
+			return // the case above was that
+		}
+		state := newState(t)
+		c := asNobody(t, tartarusCmd(patience(t), state, "run", "--", "sh", "-c", script), state)
+		check(t, finish(t, c))
+		nothingLeft(t, state)
+	})
+}
+
+// nobody is a user without rights.
+const nobody = 65534
+
+// asNobody lets c run as an ordinary user, with a copy of this binary that the
+// user may execute and a state that is the user's.
+func asNobody(t *testing.T, c *exec.Cmd, state string) *exec.Cmd {
+	t.Helper()
+	top := filepath.Dir(state)
+	program := filepath.Join(top, "tartarus")
+	in, err := os.Open("/proc/self/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	out, err := os.OpenFile(program, os.O_CREATE|os.O_WRONLY, 0o755)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.Copy(out, in); err != nil {
+		t.Fatal(err)
+	}
+	if err := out.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(top, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	err = filepath.WalkDir(state, func(path string, _ os.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		return os.Lchown(path, nobody, nobody)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Path, c.Dir = program, "/"
+	c.Env = append(c.Env, "HOME="+top)
+	c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+	return c
+}
+
+func TestStdinIsPassedOn(t *testing.T) {
+	c := tartarusCmd(patience(t), newState(t), "run", "--", "cat")
+	c.Stdin = strings.NewReader("hi\n")
+	if r := finish(t, c); r.stdout != "hi\n" || r.code != 0 {
+		t.Errorf("stdout %q, stderr %q, exit code %d", r.stdout, r.stderr, r.code)
+	}
+}
+
+func TestEnvAndFilesReachTheCommand(t *testing.T) {
+	state := newState(t)
+	file := filepath.Join(filepath.Dir(state), "job.sh")
+	if err := os.WriteFile(file, []byte("echo $GREETING from $(pwd) by $(id -un)\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	r := finish(t, tartarusCmd(patience(t), state, "run", "--env", "GREETING=hello", "--file", file+":/work/job.sh", "--", "sh", "job.sh"))
+	if r.stdout != "hello from /work by sandbox\n" || r.code != 0 {
+		t.Errorf("stdout %q, stderr %q, exit code %d", r.stdout, r.stderr, r.code)
+	}
+}
+
+func TestCommandThatIsNotThere(t *testing.T) {
+	r := finish(t, tartarusCmd(patience(t), newState(t), "run", "--", "no-such-command"))
+	if r.code != 125 || !strings.Contains(r.stderr, "start_failed") || !strings.Contains(r.stderr, "no-such-command") {
+		t.Errorf("stderr %q, exit code %d", r.stderr, r.code)
+	}
+}
+
+// Each run in one process has a folder, a lock and user IDs of its own.
+func TestTenRunsAtOnce(t *testing.T) {
+	state := newState(t)
+	var wg sync.WaitGroup
+	for i := range 10 {
+		wg.Go(func() {
+			r := finish(t, tartarusCmd(patience(t), state, "run", "--local", "--", "echo", fmt.Sprint(i)))
+			if r.stdout != fmt.Sprintln(i) || r.code != 0 {
+				t.Errorf("run %d: stdout %q, stderr %q, exit code %d", i, r.stdout, r.stderr, r.code)
+			}
+		})
+	}
+	wg.Wait()
+	nothingLeft(t, state)
+}
+
+// A run that is killed takes its VM with it, and the next one sweeps the rest.
+func TestKilledRunLeavesNothing(t *testing.T) {
+	state := newState(t)
+	c := tartarusCmd(patience(t), state, "run", "--local", "--", "sh", "-c", "echo up; sleep 100")
+	out, err := c.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if b := make([]byte, 3); !readFull(out, b) || string(b) != "up\n" {
+		t.Fatalf("it said %q", b)
+	}
+	_ = c.Process.Kill()
+	_ = c.Wait()
+	if r := finish(t, tartarusCmd(patience(t), state, "run", "--local", "--", "true")); r.code != 0 {
+		t.Errorf("the next run: %q, exit code %d", r.stderr, r.code)
+	}
+	nothingLeft(t, state)
+}
+
+func readFull(r io.Reader, b []byte) bool {
+	_, err := io.ReadFull(r, b)
+	return err == nil
+}
+
+func TestInterruptKills(t *testing.T) {
+	state := newState(t)
+	c := tartarusCmd(patience(t), state, "run", "--", "sh", "-c", "echo up; sleep 100")
+	out, err := c.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if b := make([]byte, 3); !readFull(out, b) {
+		t.Fatal("no output")
+	}
+	began := time.Now()
+	if err := c.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	_ = c.Wait()
+	if code := c.ProcessState.ExitCode(); code != 137 {
+		t.Errorf("exit code %d", code)
+	}
+	if d := time.Since(began); d > 20*time.Second {
+		t.Errorf("it took %v", d)
+	}
+	nothingLeft(t, state)
+}
