@@ -307,11 +307,17 @@ func TestOthersTokens(t *testing.T) {
 	}
 }
 
+func failOnce(t *testing.T, g *cerberus.Guard, source string) {
+	t.Helper()
+	_, err := g.Authenticate(t.Context(), "Bearer nonsense", source)
+	wantUnauthenticated(t, "nonsense", err)
+}
+
 func TestFailuresBecomeOneEntryASourceAndMinute(t *testing.T) {
 	g, _, c := newGuard(t)
 	fail := func(source string, times int) {
 		for range times {
-			g.Authenticate(t.Context(), "Bearer nonsense", source)
+			failOnce(t, g, source)
 		}
 	}
 	fail("192.0.2.1", 1000)
@@ -346,7 +352,9 @@ func TestFailuresBecomeOneEntryASourceAndMinute(t *testing.T) {
 	all := g.Due(c.Now().Add(time.Hour))
 	for _, e := range all {
 		var n int
-		fmt.Sscan(e.Reasons[0].Message, &n)
+		if _, err := fmt.Sscan(e.Reasons[0].Message, &n); err != nil {
+			t.Fatal(err)
+		}
 		total += n
 	}
 	if len(all) > 1200 || total != many+500 {
@@ -357,7 +365,7 @@ func TestFailuresBecomeOneEntryASourceAndMinute(t *testing.T) {
 func TestFailuresThatCannotBeWrittenAreCountedAgain(t *testing.T) {
 	g, _, c := newGuard(t)
 	for i := range 6 {
-		g.Authenticate(t.Context(), "Bearer nonsense", fmt.Sprint("s", i%3))
+		failOnce(t, g, fmt.Sprint("s", i%3))
 	}
 	c.add(time.Minute)
 	var written []sandbox.AuditEntry
@@ -399,7 +407,7 @@ func TestManyAtOnce(t *testing.T) {
 					t.Errorf("%+v, %v", p, err)
 					return
 				}
-				g.Authenticate(t.Context(), "Bearer no", fmt.Sprint(i))
+				failOnce(t, g, fmt.Sprint(i))
 				if j%50 == 0 {
 					c.add(time.Second)
 					g.Due(c.Now())

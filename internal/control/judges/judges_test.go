@@ -1,6 +1,7 @@
 package judges_test
 
 import (
+	"errors"
 	"slices"
 	"testing"
 
@@ -59,8 +60,8 @@ func TestBench(t *testing.T) {
 		if o.Allowed() || o.Kind != c.kind || o.Limits != (sandbox.Limits{}) || !slices.Equal(who, c.judges) {
 			t.Errorf("%s: %+v", name, o)
 		}
-		f, ok := o.Err().(*fault.Error)
-		if !ok || f.Kind != c.kind || f.Field != c.field || f.Message != c.text || f.Hint == "" {
+		var f *fault.Error
+		if !errors.As(o.Err(), &f) || f.Kind != c.kind || f.Field != c.field || f.Message != c.text || f.Hint == "" {
 			t.Errorf("%s: error %#v", name, o.Err())
 		}
 	}

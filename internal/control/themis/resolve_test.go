@@ -2,6 +2,7 @@ package themis_test
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"reflect"
@@ -69,8 +70,8 @@ func TestEveryFieldAtAndBeyondItsBounds(t *testing.T) {
 				}
 				return
 			}
-			f, ok := err.(*fault.Error)
-			if !ok || f.Kind != fault.InvalidArgument || f.Field != c.Field {
+			var f *fault.Error
+			if !errors.As(err, &f) || f.Kind != fault.InvalidArgument || f.Field != c.Field {
 				t.Fatalf("error %#v; want invalid_argument on %s", err, c.Field)
 			}
 			if f.Hint == "" || f.Message == "" || len(f.Message) > 400 {
@@ -197,7 +198,8 @@ func TestUnknownTenantAndBrokenLookup(t *testing.T) {
 		t.Errorf("a lookup that fails: %v", err)
 	}
 	_, _, err = p.Resolve(t.Context(), local, sandbox.Request{Command: []string{"x"}, Template: "gone"}, themistest.Lookup{})
-	if f, ok := err.(*fault.Error); !ok || f.Hint != "Build one." {
+	var f *fault.Error
+	if !errors.As(err, &f) || f.Hint != "Build one." {
 		t.Errorf("the lookup's hint is lost: %#v", err)
 	}
 }

@@ -92,7 +92,9 @@ func TestRateNever(t *testing.T) {
 	var r minos.Rate
 	a := tenant(sandbox.Limits{})
 	a.Quota.RatePerMinute, a.Quota.Burst = 0, 1
-	r.Allow(a, start)
+	if err := r.Allow(a, start); err != nil {
+		t.Errorf("the burst: %v", err)
+	}
 	err := r.Allow(a, start)
 	if f, ok := err.(*fault.Error); !ok || f.Kind != fault.QuotaExceeded || f.RetryAfter != 0 {
 		t.Errorf("a rate of 0, its burst used: %#v", err)

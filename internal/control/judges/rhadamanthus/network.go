@@ -79,7 +79,7 @@ func coversCIDR(allowed, asked string) bool {
 	for _, r := range private {
 		// A grant that touches a private range must lie in it, as must the
 		// entry that allows it.
-		if r.Overlaps(p) && !(within(r, p) && within(r, a)) {
+		if r.Overlaps(p) && (!within(r, p) || !within(r, a)) {
 			return false
 		}
 	}
