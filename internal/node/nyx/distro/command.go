@@ -8,13 +8,14 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
 )
 
 // Command is a program of the host that ends with ctx, together with all that
-// it started. It speaks plain English, and finds the programs of sbin.
+// it started; it is told to end when this process dies. It speaks plain English, and finds the programs of sbin.
 func Command(ctx context.Context, name string, args ...string) (*exec.Cmd, error) {
 	path, err := Look(name)
 	if err != nil {
@@ -23,7 +24,7 @@ func Command(ctx context.Context, name string, args ...string) (*exec.Cmd, error
 	cmd := exec.CommandContext(ctx, path, args...)
 	cmd.Env = append(os.Environ(), "LC_ALL=C", "DEBIAN_FRONTEND=noninteractive",
 		"PATH="+os.Getenv("PATH")+":"+strings.Join(sbin, ":"))
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
 	cmd.Cancel = func() error {
 		err := syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM)
 		if errors.Is(err, syscall.ESRCH) {
@@ -48,7 +49,8 @@ func Run(ctx context.Context, name string, args ...string) ([]byte, error) {
 	return out.Bytes(), err
 }
 
-// Finish starts cmd, made by Command, and waits for its end. Its standard
+// Finish starts cmd, made by Command and started by nothing else, and waits
+// for its end. Its standard
 // error, if nothing else reads it, becomes the text of the error.
 func Finish(ctx context.Context, cmd *exec.Cmd) error {
 	last := &Tail{}
@@ -58,7 +60,11 @@ func Finish(ctx context.Context, cmd *exec.Cmd) error {
 	default:
 		cmd.Stderr = io.MultiWriter(w, last)
 	}
+	// The signal at our death hangs on the thread that forks: it must not end
+	// before the program does.
+	runtime.LockOSThread()
 	err := cmd.Run()
+	runtime.UnlockOSThread()
 	if cmd.Process != nil && ctx.Err() != nil {
 		// What ignored the polite signal, or left its parent, ends here.
 		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)

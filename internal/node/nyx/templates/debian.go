@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/tartarus-vm/tartarus/internal/fault"
@@ -44,11 +45,11 @@ func debianTree(ctx context.Context, c Config, t *treeWriter) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	tmp, err := os.MkdirTemp(c.Dir, "debian-*")
+	tmp, done, err := debianScratch(ctx, c, mode)
 	if err != nil {
 		return "", err
 	}
-	defer os.RemoveAll(tmp)
+	defer done(ctx)
 	// With SOURCE_DATE_EPOCH Python would compile its modules so that it reads
 	// and hashes their source at every start; so no file here has its time set
 	// by it (see copyTar).
@@ -76,6 +77,78 @@ func debianTree(ctx context.Context, c Config, t *treeWriter) (string, error) {
 		return "", copyErr
 	}
 	return "debian " + suite + " minbase, " + strings.Join(debianPackages, ", "), nil
+}
+
+// debianScratch is the folder that the new system grows in.
+func debianScratch(ctx context.Context, c Config, mode string) (dir string, done func(context.Context), err error) {
+	if mode != "unshare" {
+		dir, err = os.MkdirTemp(c.Dir, "debian-*")
+		return dir, func(context.Context) { os.RemoveAll(dir) }, err
+	}
+	// Its owner is one of the user's subordinate IDs, who may not pass the
+	// private folders above c.Dir.
+	sweepSubordinate(ctx, c)
+	if dir, err = os.MkdirTemp("", subordinatePrefix+"*"); err != nil {
+		return "", nil, err
+	}
+	held, err := os.Open(dir)
+	if err == nil {
+		err = errors.Join(syscall.Flock(int(held.Fd()), syscall.LOCK_EX), os.Chmod(dir, 0o711))
+	}
+	done = func(ctx context.Context) {
+		removeSubordinate(ctx, c, dir)
+		held.Close()
+	}
+	if err != nil {
+		done(ctx)
+		return "", nil, err
+	}
+	return dir, done, nil
+}
+
+const subordinatePrefix = "tartarus-debian-"
+
+// sweepSubordinate removes what killed builds of this user left. A build
+// holds a lock on its folder; one that is very new may not have it yet.
+func sweepSubordinate(ctx context.Context, c Config) {
+	dirs, err := filepath.Glob(filepath.Join(os.TempDir(), subordinatePrefix+"*"))
+	if err != nil {
+		return
+	}
+	for _, dir := range dirs {
+		st, err := os.Lstat(dir)
+		if err != nil || !st.IsDir() || time.Since(st.ModTime()) < time.Minute {
+			continue
+		}
+		if sys, ok := st.Sys().(*syscall.Stat_t); !ok || int(sys.Uid) != os.Geteuid() {
+			continue // somebody else's: the folder is for all
+		}
+		f, err := os.Open(dir)
+		if err != nil {
+			continue
+		}
+		if syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) == nil {
+			removeSubordinate(ctx, c, dir)
+		}
+		f.Close()
+	}
+}
+
+// removeSubordinate removes a folder in which an interrupted mmdebstrap may
+// have left what only the subordinate IDs can remove.
+func removeSubordinate(ctx context.Context, c Config, dir string) {
+	if os.RemoveAll(dir) == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+	defer cancel()
+	left, err := filepath.Glob(filepath.Join(dir, "*"))
+	if err == nil && len(left) > 0 {
+		_, err = distro.Run(ctx, "mmdebstrap", append([]string{"--unshare-helper", "rm", "-rf", "--one-file-system", "--"}, left...)...)
+	}
+	if err = errors.Join(err, os.RemoveAll(dir)); err != nil {
+		c.Log.Warn("what mmdebstrap left could not be removed", "dir", dir, "error", err)
+	}
 }
 
 // debootstrapMode is how mmdebstrap can act as root of the new system: as
