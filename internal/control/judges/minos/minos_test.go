@@ -1,6 +1,7 @@
 package minos_test
 
 import (
+	"errors"
 	"slices"
 	"testing"
 	"time"
@@ -61,8 +62,8 @@ func TestRate(t *testing.T) {
 		}
 	}
 	err := r.Allow(a, start)
-	f, ok := err.(*fault.Error)
-	if !ok || f.Kind != fault.QuotaExceeded || f.RetryAfter != time.Second || f.Hint == "" {
+	var f *fault.Error
+	if !errors.As(err, &f) || f.Kind != fault.QuotaExceeded || f.RetryAfter != time.Second || f.Hint == "" {
 		t.Errorf("the third at once: %#v", err)
 	}
 	if err := r.Allow(b, start); err != nil {
@@ -96,7 +97,8 @@ func TestRateNever(t *testing.T) {
 		t.Errorf("the burst: %v", err)
 	}
 	err := r.Allow(a, start)
-	if f, ok := err.(*fault.Error); !ok || f.Kind != fault.QuotaExceeded || f.RetryAfter != 0 {
+	var f *fault.Error
+	if !errors.As(err, &f) || f.Kind != fault.QuotaExceeded || f.RetryAfter != 0 {
 		t.Errorf("a rate of 0, its burst used: %#v", err)
 	}
 }
