@@ -23,6 +23,9 @@ func (s *Server) events(ctx context.Context, req *apiv1.EventsRequest, yield fun
 	var changed <-chan struct{}
 	if req.GetFollow() {
 		changed = s.cfg.Records.Watch(ctx)
+		if rec, err = s.cfg.Records.Get(ctx, rec.ID); err != nil { // it may have changed before we watched
+			return err
+		}
 	}
 	after := int64(req.GetAfter())
 	for {

@@ -125,6 +125,10 @@ func (s *Server) output(ctx context.Context, rec sandbox.Record, offset int64, f
 	var changed <-chan struct{}
 	if follow {
 		changed = s.cfg.Records.Watch(ctx)
+		var err error
+		if rec, err = s.cfg.Records.Get(ctx, rec.ID); err != nil { // it may have changed before we watched
+			return err
+		}
 	}
 	var yieldErr error
 	take := func(e hermes.Entry) error {
