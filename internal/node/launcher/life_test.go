@@ -219,13 +219,25 @@ func TestKill(t *testing.T) {
 	}
 }
 
+// usualStart is how long a Start takes here.
+func usualStart(t *testing.T) time.Duration {
+	t.Helper()
+	waiting(t, Spec{}).end() // the first reads files
+	begin := time.Now()
+	v := waiting(t, Spec{})
+	took := time.Since(begin)
+	v.end()
+	return took
+}
+
 // Start that is interrupted, whenever, leaves no process, descriptor or mount.
 func TestStartInterrupted(t *testing.T) {
+	usual := usualStart(t)
 	fds, ms := descriptorsOpen(t), mounts(t)
 	var stopped int
 	for range 40 {
 		dir := folder(t, os.Geteuid())
-		ctx, cancel := context.WithTimeout(t.Context(), rand.N(12*time.Millisecond))
+		ctx, cancel := context.WithTimeout(t.Context(), rand.N(usual))
 		j := job{Dir: dir, Program: programs.probe, UID: me()}
 		v, err := j.start(ctx, dir, []string{"read=" + dir, "forever"})
 		cancel()
@@ -252,34 +264,54 @@ func TestStartInterrupted(t *testing.T) {
 // Killed at any moment of Start, the agent leaves at most what is found by
 // the folder.
 func TestAgentKilledWhileStarting(t *testing.T) {
-	var found int
-	for range 25 {
+	usual := usualStart(t)
+	for i := range 24 {
 		dir := folder(t, os.Geteuid())
+		written := watchFor(t, dir, launchFile)
 		j := job{Dir: dir, Program: programs.probe, Attempts: []string{"read=" + dir, "forever"}, UID: me(), Hold: true}
 		a := startAgent(t, j, os.Geteuid())
-		time.Sleep(rand.N(35 * time.Millisecond)) // the moment is the point
-		a.kill(t)
-		if _, err := readLaunch(dir); err == nil {
-			found++
+		if i%2 == 0 {
+			written() // from here on there is something to find
 		}
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		time.Sleep(rand.N(usual)) // the moment is the point
+		a.kill(t)
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 		if err := KillLeftoverIn(ctx, dir); err != nil {
 			t.Fatal(err)
 		}
-		cancel()
 		// A stage that had no word yet ends by itself, in its own time.
-		for range 200 {
-			if len(strays(t, dir)) == 0 {
-				break
-			}
+		for len(strays(t, dir)) != 0 && ctx.Err() == nil {
 			time.Sleep(5 * time.Millisecond)
 		}
+		cancel()
 		if s := strays(t, dir); len(s) != 0 {
 			t.Fatalf("left: %v", s)
 		}
 	}
-	if found == 0 {
-		t.Error("no agent got as far as a launcher")
+}
+
+// watchFor returns a function that waits until a file of that name appears.
+func watchFor(t *testing.T, dir, name string) func() {
+	t.Helper()
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Close(fd) })
+	if _, err := unix.InotifyAddWatch(fd, dir, unix.IN_MOVED_TO); err != nil {
+		t.Fatal(err)
+	}
+	return func() {
+		for {
+			n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 20_000)
+			if n == 0 || err != nil && !errors.Is(err, unix.EINTR) {
+				t.Fatalf("%s does not appear: %v", name, err)
+			}
+			buf := make([]byte, 4096)
+			if n, err := unix.Read(fd, buf); err == nil && bytes.Contains(buf[:n], []byte(name)) {
+				return
+			}
+		}
 	}
 }
 

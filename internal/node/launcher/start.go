@@ -162,9 +162,10 @@ func (b *birth) exec(s *Spec, pl *plan, d *descriptors) (int, error) {
 }
 
 // stageEnv is the environment of the stages: one thread at work, no garbage
-// collection in a life of milliseconds, and nothing of the agent's.
+// collection in a life of milliseconds, and nothing of the agent's. (The last is
+// for builds with the race detector, which waits a second at every exit.)
 func stageEnv() []string {
-	return []string{"GOMAXPROCS=1", "GOGC=off", "GOMEMLIMIT=16MiB", "GODEBUG=asyncpreemptoff=1", "GOTRACEBACK=single"}
+	return []string{"GOMAXPROCS=1", "GOGC=off", "GOMEMLIMIT=16MiB", "GODEBUG=asyncpreemptoff=1", "GOTRACEBACK=single", "GORACE=atexit_sleep_ms=0"}
 }
 
 // joinCgroup arranges that the outer stage is born in the group (v2), or joins
