@@ -12,6 +12,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	nodev1 "github.com/tartarus-vm/tartarus/api/node/v1"
 	"github.com/tartarus-vm/tartarus/internal/fault"
 	"github.com/tartarus-vm/tartarus/internal/guest/guestwire"
@@ -19,6 +21,7 @@ import (
 	"github.com/tartarus-vm/tartarus/internal/node/nyx"
 	"github.com/tartarus-vm/tartarus/internal/node/tartarus"
 	"github.com/tartarus-vm/tartarus/internal/node/thanatos"
+	"github.com/tartarus-vm/tartarus/internal/record/hermes"
 	"github.com/tartarus-vm/tartarus/internal/sandbox"
 	"github.com/tartarus-vm/tartarus/internal/seal"
 )
@@ -86,7 +89,8 @@ type Config struct {
 	SampleEvery time.Duration // 1 s if 0
 	CallTimeout time.Duration // of one call to the control plane; 5 s if 0
 
-	Logger *slog.Logger // nil: discard
+	Metrics prometheus.Registerer // nil: none
+	Logger  *slog.Logger          // nil: discard
 }
 
 // withDefaults also checks what has none.
@@ -123,7 +127,8 @@ type Agent struct {
 	nodev1.UnimplementedNodeServiceServer
 	cfg     Config
 	journal *journal.Journal // set by Start
-	boots   chan struct{}    // holds a value for each VM that boots
+	metrics *hermes.Metrics
+	boots   chan struct{} // holds a value for each VM that boots
 	lives   sync.WaitGroup
 	base    context.Context // of all lives; ends when Stop runs out of patience
 	abandon context.CancelFunc
@@ -153,6 +158,11 @@ func New(cfg Config) (*Agent, error) {
 	}
 	if a.cfg.Connect == nil {
 		a.cfg.Connect = a.dialGuest
+	}
+	if cfg.Metrics != nil {
+		if a.metrics, err = hermes.NewMetrics(cfg.Metrics, a.use); err != nil {
+			return nil, fmt.Errorf("hecatoncheir: %w", err)
+		}
 	}
 	a.base, a.abandon = context.WithCancel(context.Background())
 	return a, nil
@@ -232,6 +242,18 @@ func (a *Agent) all() []*life {
 		out = append(out, l)
 	}
 	return out
+}
+
+// use is what the sandboxes use together, as sampled last.
+func (a *Agent) use() hermes.Use {
+	var u hermes.Use
+	for _, l := range a.all() {
+		l.mu.Lock()
+		u.Sandboxes++
+		u.MemoryBytes += l.last.MemoryBytes
+		l.mu.Unlock()
+	}
+	return u
 }
 
 func (a *Agent) get(id sandbox.ID) (*life, error) {

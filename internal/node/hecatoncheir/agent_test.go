@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	nodev1 "github.com/tartarus-vm/tartarus/api/node/v1"
 	"github.com/tartarus-vm/tartarus/internal/fault"
 	"github.com/tartarus-vm/tartarus/internal/node/journal"
@@ -534,6 +536,37 @@ func TestNoSecretIsWritten(t *testing.T) {
 	}
 	if out.Len() == 0 {
 		t.Error("nothing was logged: the test is blind")
+	}
+}
+
+func TestFigures(t *testing.T) {
+	reg := prometheus.NewRegistry()
+	w := newWorld(t, options{config: func(c *Config) { c.Metrics = reg }})
+	for _, command := range []string{"true", "no-such-command"} {
+		w.c.awaitEnd(t, w.assign(job{command: []string{command}}))
+	}
+	w.nothingLeft()
+	families, err := reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]float64{}
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			name := f.GetName()
+			for _, l := range m.GetLabel() {
+				name += " " + l.GetValue()
+			}
+			got[name] = m.GetCounter().GetValue() + m.GetGauge().GetValue()
+		}
+	}
+	for name, want := range map[string]float64{
+		"tartarus_node_sandboxes_ended_total exited": 1, "tartarus_node_sandboxes_ended_total start_failed": 1,
+		"tartarus_node_sandboxes_ended_total killed": 0, "tartarus_node_sandboxes": 0,
+	} {
+		if v, ok := got[name]; !ok || v != want {
+			t.Errorf("%s is %v, want %v", name, v, want)
+		}
 	}
 }
 

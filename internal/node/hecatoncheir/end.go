@@ -41,6 +41,7 @@ func (l *life) end(ctx context.Context, stopHelpers func()) {
 			l.logger.Error("an end could not be written down", "error", err)
 		}
 	}
+	l.a.metrics.Ended(end.Exit)
 	l.logger.Info("sandbox ended", "cause", end.Exit.Cause, "state", end.Exit.State())
 	l.undoAll(ctx)
 	l.a.free(l)
@@ -148,6 +149,9 @@ func (a *Agent) keepLog(ctx context.Context, path string) sandbox.Digest {
 
 // free gives the room of l away.
 func (a *Agent) free(l *life) {
+	l.mu.Lock()
+	l.last.MemoryBytes = 0
+	l.mu.Unlock()
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	l.freed = true

@@ -190,6 +190,7 @@ func (l *life) execute(ctx, sctx context.Context) error {
 		return context.Canceled
 	}
 	l.clock.Started(at)
+	l.a.metrics.Started(at.Sub(l.received))
 	running := sync.OnceFunc(func() { l.tell.state(sandbox.Progress{State: sandbox.Running, At: at.UTC()}) })
 	slow := time.AfterFunc(slowStart, running)
 	proc, err := l.guest.Start(sctx, guestwire.Start{
