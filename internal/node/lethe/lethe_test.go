@@ -14,12 +14,15 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/goleak"
 	"pgregory.net/rapid"
 
 	"github.com/tartarus-vm/tartarus/internal/fault"
 	"github.com/tartarus-vm/tartarus/internal/node/lethe"
 	"github.com/tartarus-vm/tartarus/internal/node/nyx/distro"
 )
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func open(t testing.TB) (*lethe.Store, string) {
 	t.Helper()
@@ -275,6 +278,30 @@ func TestSizes(t *testing.T) {
 			r.Fatalf("%d MiB came out with %d bytes", mib, size)
 		}
 	})
+}
+
+// A host's disk without room is an error with its kind, and nothing stays.
+func TestFull(t *testing.T) {
+	t.Parallel()
+	s, dir := open(t)
+	small := filepath.Join(dir, "small")
+	if err := os.Mkdir(small, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Mount("tmpfs", small, "tmpfs", 0, "size=16k,mode=0700"); err != nil {
+		t.Skip("needs the right to mount a small disk")
+	}
+	defer func() {
+		if err := syscall.Unmount(small, 0); err != nil {
+			t.Errorf("something still uses it: %v", err)
+		}
+	}()
+	if err := s.Create(t.Context(), filepath.Join(small, "disk"), 64); !fault.Is(err, fault.Unavailable) {
+		t.Errorf("on a full disk: %v", err)
+	}
+	if left, err := os.ReadDir(small); err != nil || len(left) != 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
 }
 
 func TestFree(t *testing.T) {
