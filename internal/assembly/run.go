@@ -69,9 +69,10 @@ func (e *embedded) keepHouse(ctx context.Context) error {
 		var err error
 		select {
 		case <-ctx.Done():
-			return nil
+			// What was gathered in the minute under way is written too.
+			return e.guard.WriteDue(context.WithoutCancel(ctx), time.Now().Add(auditEvery), e.book.Audit)
 		case <-audit.C:
-			err = e.writeDue(ctx)
+			err = e.guard.WriteDue(ctx, time.Now(), e.book.Audit)
 		case <-house.C:
 			err = e.clean(ctx)
 		}
@@ -79,15 +80,6 @@ func (e *embedded) keepHouse(ctx context.Context) error {
 			e.log.Warn("housekeeping failed", "error", err)
 		}
 	}
-}
-
-func (e *embedded) writeDue(ctx context.Context) error {
-	for _, entry := range e.guard.Due(time.Now()) {
-		if err := e.book.Audit(ctx, entry); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 func (e *embedded) clean(ctx context.Context) error {

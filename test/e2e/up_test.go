@@ -157,6 +157,7 @@ func TestSecondUpIsRefused(t *testing.T) {
 
 // policyOfEight lets a tenant run eight sandboxes at a time.
 const policyOfEight = `
+version: 1
 tenants:
   local:
     quota: {live: 1000, running: 8, vcpus: 64, memory_mib: 65536, disk_mib: 262144, rate_per_minute: 100000, burst: 1000}
