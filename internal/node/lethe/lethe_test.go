@@ -268,7 +268,11 @@ func TestSizes(t *testing.T) {
 		if err := s.Create(context.Background(), path, mib); err != nil {
 			r.Fatal(err)
 		}
-		defer s.Wipe(context.Background(), path)
+		defer func() {
+			if err := s.Wipe(context.Background(), path); err != nil {
+				r.Error(err)
+			}
+		}()
 		f, err := os.Open(path)
 		if err != nil {
 			r.Fatal(err)

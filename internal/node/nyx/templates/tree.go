@@ -3,6 +3,7 @@ package templates
 import (
 	"archive/tar"
 	"bytes"
+	"errors"
 	"io"
 	"path"
 	"slices"
@@ -147,7 +148,7 @@ func (w *treeWriter) copyTar(r io.Reader, day time.Time) error {
 	t := tar.NewReader(r)
 	for {
 		h, err := t.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			_, err = io.Copy(io.Discard, r) // what follows the archive's end
 			return err
 		}

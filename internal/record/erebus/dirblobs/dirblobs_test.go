@@ -204,7 +204,7 @@ func stuck(dir string) int {
 	n := 0
 	_, _ = s.Put(context.Background(), readFunc(func(p []byte) (int, error) {
 		if n++; n == 3 {
-			os.Stdout.WriteString("x")
+			fmt.Print("x")
 			select {}
 		}
 		return len(p), nil

@@ -215,7 +215,7 @@ func syncDir(dir string) error {
 func identify(st fs.FileInfo) identity {
 	id := identity{size: st.Size(), mtime: st.ModTime().UnixNano()}
 	if sys, ok := st.Sys().(*syscall.Stat_t); ok {
-		id.dev, id.ino = uint64(sys.Dev), sys.Ino
+		id.dev, id.ino = sys.Dev, sys.Ino
 	}
 	return id
 }
