@@ -267,20 +267,12 @@ func (q *Queue) Return(ctx context.Context, c ledger.Claim, w ledger.Waiting, te
 	if tenantLimited {
 		q.unused()
 		rec := c.Admitted.Record
-		l := limited{id: rec.ID, limits: c.Admitted.Limits, res: rec.Request.Resources}
-		usage, err := q.cfg.Ledger.Usage(ctx, []string{rec.Tenant})
-		if err != nil {
-			return fmt.Errorf("giving %s back to the queue: %w", rec.ID, err)
-		}
-		notBefore = now.Add(min(q.cfg.Backoff, again))
-		// Judged by what is in use now, not by what was when it was tried:
-		// something may have ended since.
-		if usage[rec.Tenant].Fits(l.limits, l.res) != nil {
-			notBefore = now
-			q.mu.Lock()
-			q.limited[rec.Tenant] = l
-			q.mu.Unlock()
-		}
+		// Whether that still holds is asked before the next claim, of what is
+		// in use then: so an end that comes meanwhile is not missed.
+		q.mu.Lock()
+		q.limited[rec.Tenant] = limited{id: rec.ID, limits: c.Admitted.Limits, res: rec.Request.Resources}
+		q.mu.Unlock()
+		notBefore = now.Add(again)
 	} else {
 		q.full(c.Until.Add(-q.cfg.Lease))
 		notBefore = q.retryAt(c, w, now)
@@ -291,8 +283,8 @@ func (q *Queue) Return(ctx context.Context, c ledger.Claim, w ledger.Waiting, te
 	return nil
 }
 
-// again is the pause before a request is tried whose limit has become free
-// while it was tried.
+// again is the least pause between two tries of a request that waits for its
+// tenant's limit.
 const again = 10 * time.Millisecond
 
 // longest bounds how long pacing makes a request wait.

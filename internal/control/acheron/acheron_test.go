@@ -286,6 +286,55 @@ func TestWhatEndsWhileItIsReturnedIsNotMissed(t *testing.T) {
 	})
 }
 
+func TestGivingUpIsNotPutOff(t *testing.T) {
+	in(t, func(w *world) {
+		id := w.admit("a", func(a *sandbox.Admitted) { a.Record.Request.CapacityWait = 12 * time.Second })
+		since := time.Now()
+		c := w.next(id, 0)
+		for time.Since(since) < 10*time.Second {
+			w.must(w.queue.Return(w.t.Context(), c, ledger.Waiting{NoNodeSince: since}, false))
+			var err error
+			if c, err = w.queue.Next(w.t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		w.must(w.queue.Return(w.t.Context(), c, ledger.Waiting{NoNodeSince: since}, false))
+		w.next(id, 12*time.Second-c.Until.Add(-30*time.Second).Sub(since))
+	})
+}
+
+func TestFreeRoomIsNotUsedUpByWhatNeedsNone(t *testing.T) {
+	in(t, func(w *world) {
+		one := w.place(w.next(w.admit("z"), 0))
+		w.place(w.next(w.admit("a", running(1)), 0))
+		w.place(w.next(w.admit("b", running(1)), 0))
+		w.place(w.next(w.admit("c", running(1)), 0))
+		var waiting []sandbox.ID
+		for _, tenant := range []string{"a", "b", "c", "d"} {
+			waiting = append(waiting, w.admit(tenant, running(1)))
+		}
+		// They wait for room, long enough that none comes by its own time.
+		for range 4 * 7 {
+			c, err := w.queue.Next(w.t.Context())
+			w.must(err)
+			w.noNode(c)
+		}
+		w.end(one)
+		began := time.Now()
+		for range 4 {
+			c, err := w.queue.Next(w.t.Context())
+			w.must(err)
+			if c.Admitted.Record.ID == waiting[3] {
+				break
+			}
+			w.ownLimit(c)
+		}
+		if d := time.Since(began); d != 0 {
+			t.Errorf("the room was not offered to all for %v", d)
+		}
+	})
+}
+
 func TestALimitedRequestThatIsKilledFreesItsTenant(t *testing.T) {
 	in(t, func(w *world) {
 		big := func(a *sandbox.Admitted) { a.Limits.VCPUs, a.Record.Request.Resources.VCPUs = 4, 4 }

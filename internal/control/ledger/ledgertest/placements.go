@@ -160,7 +160,8 @@ var placementCases = []testCase{
 		epoch := w.join("n1")
 		id := w.admit("a")
 		younger := w.admit("a")
-		a := w.place(w.claimOf(id), "n1", epoch)
+		first := w.claimOf(id)
+		a := w.place(first, "n1", epoch)
 		at := w.now.Add(time.Minute)
 		w.must(w.l.Requeue(w.ctx, a, at, "refused"))
 		w.must(w.l.Requeue(w.ctx, a, at, "refused")) // again
@@ -177,6 +178,9 @@ var placementCases = []testCase{
 		w.later(time.Minute)
 		w.ended(younger)
 		c := w.claimOf(id)
+		if c.Token <= first.Token {
+			t.Errorf("token %d follows %d", c.Token, first.Token)
+		}
 		b := w.place(c, "n1", epoch)
 		if b.Attempt != 2 {
 			t.Errorf("the next attempt is %d", b.Attempt)

@@ -42,6 +42,15 @@ var queueCases = []testCase{
 		w.claimOf(b)
 		w.claimOf(a)
 	}},
+	{"Having few on nodes weighs more than having been served long ago", func(_ *testing.T, w *world) {
+		epoch := w.join("n1")
+		w.assigned("a", "n1", epoch)
+		w.ended(w.assigned("b", "n1", epoch).Sandbox)
+		a := w.admit("a")
+		b := w.admit("b")
+		w.claimOf(b)
+		w.claimOf(a)
+	}},
 	{"Among equals the one served longest ago goes first", func(t *testing.T, w *world) {
 		for range 3 {
 			w.admit("a")

@@ -258,6 +258,33 @@ func TestAFullStoreLosesItsTransaction(t *testing.T) {
 	if err := admit(ctx, l, request(3)); err != nil {
 		t.Fatalf("a small one after it: %v", err)
 	}
+	// In one transaction with others: each is told what came of it.
+	hold, held := make(chan struct{}), make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := l.step(ctx, func(*txn) error { close(held); <-hold; return nil }); err != nil {
+			t.Error(err)
+		}
+	})
+	<-held
+	told := make([]error, 12)
+	for i := range told {
+		wg.Go(func() {
+			a := request(100 + i)
+			if i%4 == 3 {
+				a.Secrets = big.Secrets
+			}
+			told[i] = admit(ctx, l, a)
+		})
+	}
+	close(hold)
+	wg.Wait()
+	for i, err := range told {
+		_, there := l.Get(ctx, request(100+i).Record.ID)
+		if (err == nil) != (there == nil) || err != nil && !fault.Is(err, fault.Unavailable) || i%4 == 3 && err == nil {
+			t.Errorf("request %d was answered %v, and Get says %v", i, err, there)
+		}
+	}
 	if err := l.step(ctx, func(t *txn) error { return t.db.Exec(`PRAGMA max_page_count = 1000000`) }); err != nil {
 		t.Fatal(err)
 	}
