@@ -61,6 +61,8 @@ type Process interface {
 	Stdin() io.WriteCloser
 	// Wait returns after the process ended and its output was handed over.
 	Wait(ctx context.Context) (guestwire.Exit, error)
+	// Undelivered is how much of the announced output never came.
+	Undelivered() int64
 }
 
 // Config is what an Agent is made of. NodeID, Dir, Driver, Images, Scratch,

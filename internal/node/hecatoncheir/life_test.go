@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/tartarus-vm/tartarus/internal/fault"
+	"github.com/tartarus-vm/tartarus/internal/guest/guestdial"
 	"github.com/tartarus-vm/tartarus/internal/node/tartarus"
 	"github.com/tartarus-vm/tartarus/internal/node/tartarus/fakevm"
 	"github.com/tartarus-vm/tartarus/internal/sandbox"
@@ -488,4 +489,22 @@ func TestStoppingEndsAll(t *testing.T) {
 	if _, err := w.a.Assign(context.Background(), req); err == nil {
 		t.Error("a stopped agent takes assignments")
 	}
+}
+
+// TestOutputThatNeverComes has a guest that announces more than it sends.
+func TestOutputThatNeverComes(t *testing.T) {
+	w := newWorld(t, options{config: func(c *Config) {
+		c.Connect = func(ctx context.Context, vm tartarus.VM) (Guest, error) {
+			s, err := guestdial.Open(ctx, guestdial.Config{Dial: vm.Dial, DrainTimeout: 100 * time.Millisecond})
+			return session{s}, err
+		}
+	}})
+	got := w.c.awaitEnd(t, w.assign(job{command: []string{"lie", "exit"}}))
+	if e := got.end.Exit; e.Cause != sandbox.Exited || !e.Usage.LogTruncated {
+		t.Errorf("exit %+v", e)
+	}
+	if log := w.log(got.end); log != "truncated:" {
+		t.Errorf("log %q", log)
+	}
+	w.nothingLeft()
 }

@@ -59,7 +59,14 @@ func (l *life) watchCommand(ctx context.Context) {
 	if r.err == nil {
 		l.mu.Lock()
 		l.exit = &r.exit
+		output := l.output
 		l.mu.Unlock()
+		if n := l.proc.Undelivered(); n > 0 {
+			l.logger.Warn("the guest announced output that never came", "bytes", n)
+			if err := output.Cut(time.Now()); err != nil {
+				l.logger.Error("a log could not be marked", "error", err)
+			}
+		}
 	}
 	close(l.ended)
 	if r.err == nil {

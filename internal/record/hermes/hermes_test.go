@@ -141,6 +141,20 @@ func TestTheCapEndsDeliveryWithAMark(t *testing.T) {
 	}
 }
 
+func TestALogThatIsCut(t *testing.T) {
+	l := create(t, 0)
+	if err := l.Append(Stdout, t0, []byte("good")); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(l.Cut(t0), l.Cut(t0), l.Append(Stdout, t0, []byte("too late")), l.Finish(), l.Cut(t0)); err != nil {
+		t.Fatal(err)
+	}
+	got, _, err := decodeFile(t, l.Path())
+	if err != nil || strings.Join(got, "|") != "stdout:good|truncated:" || !l.Truncated() {
+		t.Errorf("got %q, %v", got, err)
+	}
+}
+
 func TestExactlyTheCapIsNotTruncated(t *testing.T) {
 	l := create(t, 4)
 	if err := l.Append(Stdout, t0, []byte("four")); err != nil {

@@ -180,6 +180,19 @@ func (l *Log) write(at mark, truncates bool) error {
 	return nil
 }
 
+// Cut marks the log as truncated: output is known to have been lost, and what
+// came after it is not taken.
+func (l *Log) Cut(t time.Time) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.ended || l.truncated {
+		return nil
+	}
+	var at mark
+	l.buf, at = l.at.appendRecord(l.buf[:0], kindTruncated, t.UnixMicro(), nil)
+	return l.write(at, true)
+}
+
 // rewind cuts off what lies behind l.at.
 func (l *Log) rewind() error {
 	if err := l.f.Truncate(l.at.pos); err != nil {
