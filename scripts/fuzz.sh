@@ -6,7 +6,7 @@ grep -rlE '^func Fuzz\w+\(' --include='*_test.go' . | while read -r file; do
 	dir=$(dirname "$file")
 	grep -oE '^func Fuzz\w+' "$file" | sed 's/func //' | while read -r target; do
 		echo "fuzz $dir $target $for_each"
-		go test "$dir" -run '^$' -fuzz "^$target\$" -fuzztime "$for_each" >/tmp/fuzz.$$ 2>&1 </dev/null || { cat /tmp/fuzz.$$; rm -f /tmp/fuzz.$$; exit 1; }
+		go test "$dir" -run '^$' -fuzz "^$target\$" -fuzztime "$for_each" -fuzzminimizetime=10x >/tmp/fuzz.$$ 2>&1 </dev/null || { cat /tmp/fuzz.$$; rm -f /tmp/fuzz.$$; exit 1; }
 		rm -f /tmp/fuzz.$$
 	done
 done
