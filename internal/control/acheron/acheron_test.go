@@ -309,10 +309,13 @@ func TestFreeRoomIsNotUsedUpByWhatNeedsNone(t *testing.T) {
 		w.place(w.next(w.admit("a", running(1)), 0))
 		w.place(w.next(w.admit("b", running(1)), 0))
 		w.place(w.next(w.admit("c", running(1)), 0))
-		var waiting []sandbox.ID
-		for _, tenant := range []string{"a", "b", "c", "d"} {
-			waiting = append(waiting, w.admit(tenant, running(1)))
+		for range 2 { // so that its turn is last
+			w.place(w.next(w.admit("d"), 0))
 		}
+		for _, tenant := range []string{"a", "b", "c"} {
+			w.admit(tenant, running(1))
+		}
+		last := w.admit("d")
 		// They wait for room, long enough that none comes by its own time.
 		for range 4 * 7 {
 			c, err := w.queue.Next(w.t.Context())
@@ -324,7 +327,7 @@ func TestFreeRoomIsNotUsedUpByWhatNeedsNone(t *testing.T) {
 		for range 4 {
 			c, err := w.queue.Next(w.t.Context())
 			w.must(err)
-			if c.Admitted.Record.ID == waiting[3] {
+			if c.Admitted.Record.ID == last {
 				break
 			}
 			w.ownLimit(c)

@@ -46,8 +46,8 @@ var queueCases = []testCase{
 		epoch := w.join("n1")
 		w.assigned("a", "n1", epoch)
 		w.ended(w.assigned("b", "n1", epoch).Sandbox)
-		a := w.admit("a")
 		b := w.admit("b")
+		a := w.admit("a")
 		w.claimOf(b)
 		w.claimOf(a)
 	}},
