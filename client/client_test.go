@@ -194,7 +194,10 @@ func TestFollowersGoOn(t *testing.T) {
 		t.Errorf("got %v after %d tries", last, len(asked))
 	}
 	// Who has enough ends the stream.
-	for range c.Logs(t.Context(), &tartarusv1.LogsRequest{Id: "x", Follow: true}) {
+	for _, err := range c.Logs(t.Context(), &tartarusv1.LogsRequest{Id: "x", Follow: true}) {
+		if err != nil {
+			t.Error(err)
+		}
 		break
 	}
 }

@@ -120,8 +120,8 @@ func (a *Admission) Run(ctx context.Context, e Entry) (rec sandbox.Record, creat
 
 // judged is a request on its way through admission.
 type judged struct {
-	sandbox.Admitted
-	secrets sandbox.Secrets
+	sandbox.Admitted // its Secrets are the sealed ones
+	plain            sandbox.Secrets
 }
 
 // judge resolves a request and hears the bench.
@@ -145,7 +145,7 @@ func (a *Admission) judge(ctx context.Context, e Entry, policy *themis.Policy, n
 		return out, outcome, err
 	}
 	outcome = a.cfg.Bench.Judge(c)
-	out.secrets = secrets
+	out.plain = secrets
 	out.Record = sandbox.Record{
 		ID: sandbox.MakeID(id.String()), Name: res.Name, Tenant: e.Principal.Tenant, State: sandbox.Queued,
 		Request: res, Verdict: outcome.Verdict, CreatedAt: now,
@@ -157,15 +157,15 @@ func (a *Admission) judge(ctx context.Context, e Entry, policy *themis.Policy, n
 // seal signs the verdict and seals the secrets.
 func (a *Admission) seal(j judged) (judged, error) {
 	rec := &j.Record
-	secrets, _, err := seal.EncodeSecrets(j.secrets)
+	secrets, _, err := seal.EncodeSecrets(j.plain)
 	if err != nil {
 		return j, err
 	}
-	if j.Admitted.Secrets, err = a.cfg.Box.Seal(rec.ID, secrets); err != nil {
+	if j.Secrets, err = a.cfg.Box.Seal(rec.ID, secrets); err != nil {
 		return j, err
 	}
 	r := rec.Request
-	j.Admitted.Verdict, rec.Verdict.Digest, err = a.cfg.Key.SignVerdict(seal.Verdict{
+	j.Verdict, rec.Verdict.Digest, err = a.cfg.Key.SignVerdict(seal.Verdict{
 		Sandbox: rec.ID, Tenant: rec.Tenant, PolicyVersion: rec.Verdict.PolicyVersion, Request: r,
 		Issued: rec.CreatedAt, Expires: rec.CreatedAt.Add(r.QueueTimeout + r.CapacityWait + r.StartTimeout + verdictSlack),
 	})

@@ -23,6 +23,7 @@ import (
 
 	apiv1 "github.com/tartarus-vm/tartarus/api/v1"
 	"github.com/tartarus-vm/tartarus/client"
+	"github.com/tartarus-vm/tartarus/internal/control/olympus"
 	"github.com/tartarus-vm/tartarus/internal/control/themis/themistest"
 	"github.com/tartarus-vm/tartarus/internal/fault"
 	"github.com/tartarus-vm/tartarus/internal/record/hermes"
@@ -37,13 +38,12 @@ func (w *world) dial(token string) *client.Client {
 	return c
 }
 
-func wantError(t *testing.T, err error, code, field string) *client.Error {
+func wantError(t *testing.T, err error, code, field string) {
 	t.Helper()
 	var e *client.Error
 	if !errors.As(err, &e) || e.Code != code || e.Field != field || e.RequestID == "" || e.Message == "" {
 		t.Fatalf("got %v (%+v), want %s on %q", err, e, code, field)
 	}
-	return e
 }
 
 func TestTheClientRunsASandbox(t *testing.T) {
@@ -290,3 +290,26 @@ func TestStdinThatBreaks(t *testing.T) {
 type failingReader struct{ err error }
 
 func (f failingReader) Read([]byte) (int, error) { return 0, f.err }
+
+// A stream on which nothing happens for longer than a write may take goes on.
+func TestAnIdleStreamGoesOn(t *testing.T) {
+	w := newWorld(t, func(c *olympus.Config) { c.WriteTimeout = 100 * time.Millisecond })
+	id := w.run(w.token("acme"), `{"command":["true"]}`)
+	a := w.place()
+	l := w.output(id, 0)
+	appendTo(t, l, hermes.Stdout, "one")
+	ctx := metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer "+w.token("acme"))
+	stream := must(apiv1.NewSandboxServiceClient(w.plain()).Logs(ctx, &apiv1.LogsRequest{Id: string(id), Follow: true}))(t)
+	if e := must(stream.Recv())(t); string(e.GetData()) != "one" {
+		t.Fatalf("got %v", e)
+	}
+	time.Sleep(400 * time.Millisecond) // the silence is what is tested
+	appendTo(t, l, hermes.Stdout, "two")
+	if e, err := stream.Recv(); err != nil || string(e.GetData()) != "two" {
+		t.Fatalf("got %v %v", e, err)
+	}
+	w.end(a, 0)
+	if _, err := stream.Recv(); !errors.Is(err, io.EOF) {
+		t.Errorf("the end is %v", err)
+	}
+}

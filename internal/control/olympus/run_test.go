@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/tartarus-vm/tartarus/internal/control/ledger"
+	"github.com/tartarus-vm/tartarus/internal/control/olympus"
 	"github.com/tartarus-vm/tartarus/internal/fault"
 	"github.com/tartarus-vm/tartarus/internal/sandbox"
 	"github.com/tartarus-vm/tartarus/internal/seal"
@@ -358,4 +359,17 @@ func TestKill(t *testing.T) {
 			t.Error("kills do not go on without the ledger")
 		}
 	})
+}
+
+// The time for a body does not end an answer that takes longer.
+func TestAWaitOutlastsTheReadTimeout(t *testing.T) {
+	w := newWorld(t, func(c *olympus.Config) { c.ReadTimeout = 100 * time.Millisecond })
+	began := time.Now()
+	r := w.ask(ask{method: "POST", path: "/sandbox/run?wait=400ms", token: w.token("acme"), body: `{"command":["true"]}`})
+	if rec := r.json(t, http.StatusAccepted); rec["state"] != "queued" {
+		t.Errorf("got %s", r.body)
+	}
+	if took := time.Since(began); took < 400*time.Millisecond {
+		t.Errorf("it was cut short after %v", took)
+	}
 }

@@ -64,7 +64,7 @@ func TestLogsLiveAndLater(t *testing.T) {
 	// The follower begins before there is anything: not even a place.
 	resp := w.open(t.Context(), ask{path: base + "?follow", token: token})
 	defer resp.Body.Close()
-	if ct := resp.Header.Get("Content-Type"); resp.StatusCode != 200 || ct != "application/x-ndjson" {
+	if ct := resp.Header.Get("Content-Type"); resp.StatusCode != http.StatusOK || ct != "application/x-ndjson" {
 		t.Fatalf("got %d %s", resp.StatusCode, ct)
 	}
 	if r := w.ask(ask{path: base, token: token}); r.code != 200 || r.body != "" {
@@ -305,7 +305,7 @@ func TestStdin(t *testing.T) {
 	t.Run("reaches the command once it runs", func(t *testing.T) {
 		id := w.run(token, `{"command":["cat"],"stdin_open":true}`)
 		pr, pw := io.Pipe()
-		req := must(http.NewRequestWithContext(t.Context(), "POST", w.url+"/sandbox/"+string(id)+"/stdin", pr))(t)
+		req := must(http.NewRequestWithContext(t.Context(), http.MethodPost, w.url+"/sandbox/"+string(id)+"/stdin", pr))(t)
 		req.Header.Set("Authorization", "Bearer "+token)
 		answered := make(chan string, 1)
 		go func() {
