@@ -5,9 +5,12 @@ import (
 	"context"
 	"errors"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -308,6 +311,8 @@ func TestLargeOutput(t *testing.T) {
 func TestFloodDelaysNothing(t *testing.T) {
 	s := open(t, start(t))
 	stuck, release := make(chan struct{}), make(chan struct{})
+	unblock := sync.OnceFunc(func() { close(release) })
+	t.Cleanup(unblock)
 	var once sync.Once
 	flood := begin(t, s, sh("while :; do echo flood; echo flood >&2; done"), func(guestwire.Flow, int64, []byte) {
 		once.Do(func() { close(stuck) })
@@ -321,20 +326,11 @@ func TestFloodDelaysNothing(t *testing.T) {
 	if err := flood.Signal(t.Context(), int(syscall.SIGKILL)); err != nil {
 		t.Fatal(err)
 	}
-	deadline := time.Now().Add(10 * time.Second)
-	for {
-		if e, ok := flood.Exited(); ok {
-			if e.Signal != uint8(syscall.SIGKILL) {
-				t.Errorf("exit %+v", e)
-			}
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("the exit did not come while the sink was blocked")
-		}
-		time.Sleep(time.Millisecond)
+	eventually(t, func() bool { _, ok := flood.Exited(); return ok })
+	if e, _ := flood.Exited(); e.Signal != uint8(syscall.SIGKILL) {
+		t.Errorf("exit %+v", e)
 	}
-	close(release)
+	unblock()
 	if e := wait(t, flood); e.Out == 0 || flood.Undelivered() != 0 {
 		t.Errorf("exit %+v, undelivered %d", e, flood.Undelivered())
 	}
@@ -458,6 +454,187 @@ func TestReconnect(t *testing.T) {
 	if e.Code != 7 || !bytes.Equal(o.out.Bytes(), want.Bytes()) || o.err.String() != "done\n" {
 		t.Errorf("exit %+v, %d of %d bytes back, %q", e, o.out.Len(), want.Len(), o.err.String())
 	}
+}
+
+// Output that still is in the pipe when the command ends counts, however long
+// the sink takes for what came before.
+func TestOutputBehindTheExit(t *testing.T) {
+	s := open(t, start(t))
+	release := make(chan struct{})
+	unblock := sync.OnceFunc(func() { close(release) })
+	t.Cleanup(unblock) // before the session is closed, which waits for sinks
+	n := 0
+	p := begin(t, s, sh("head -c 190000 /dev/zero"), func(_ guestwire.Flow, _ int64, b []byte) {
+		<-release
+		n += len(b)
+	})
+	eventually(t, func() bool { _, ok := p.Exited(); return ok })
+	unblock()
+	if e := wait(t, p); e.Out != 190000 || n != 190000 || p.Undelivered() != 0 {
+		t.Errorf("exit %+v, %d bytes", e, n)
+	}
+}
+
+func eventually(t *testing.T, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("it did not happen")
+		}
+	}
+}
+
+// alive reports whether a process of that number, as a command printed it,
+// lives.
+func alive(t *testing.T, pid string) bool {
+	n, err := strconv.Atoi(strings.TrimSpace(pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	stat, err := os.ReadFile("/proc/" + strconv.Itoa(n) + "/stat")
+	return err == nil && !strings.Contains(string(stat), ") Z ")
+}
+
+func TestWhatIsLeftIsKilled(t *testing.T) {
+	s := open(t, start(t))
+	o := collect(t)
+	if e := wait(t, begin(t, s, sh("sleep 1000 >/dev/null & echo $!"), o.sink)); e.Code != 0 {
+		t.Errorf("exit %+v", e)
+	}
+	eventually(t, func() bool { return !alive(t, o.out.String()) })
+}
+
+// A command ends, with its last output, while no host is there.
+func TestExitWithoutAHost(t *testing.T) {
+	g := start(t)
+	gate := make(chan struct{})
+	first := true
+	s, err := guestdial.Open(t.Context(), guestdial.Config{Dial: func(ctx context.Context) (net.Conn, error) {
+		if !first {
+			<-gate
+		}
+		first = false
+		return g.dial(ctx)
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if err := s.Setup(t.Context(), guestwire.Setup{}); err != nil {
+		t.Fatal(err)
+	}
+	o := collect(t)
+	release := filepath.Join(t.TempDir(), "fifo")
+	if err := syscall.Mkfifo(release, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p := begin(t, s, sh("echo $$; read x < "+release+"; echo last >&2; exit 8"), o.sink)
+	<-o.first
+	g.breakStream()
+	if err := os.WriteFile(release, []byte("\n"), 0); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() bool { return !alive(t, o.out.String()) })
+	close(gate)
+	if e := wait(t, p); e.Code != 8 || o.err.String() != "last\n" {
+		t.Errorf("exit %+v, %q", e, o.err.String())
+	}
+}
+
+// tearing is a stream that breaks in the middle of a write, after some bytes.
+type tearing struct {
+	net.Conn
+	left int
+}
+
+func (c *tearing) Write(b []byte) (int, error) {
+	if len(b) < c.left {
+		c.left -= len(b)
+		return c.Conn.Write(b)
+	}
+	n, _ := c.Conn.Write(b[:c.left])
+	c.Conn.Close()
+	return n, net.ErrClosed
+}
+
+// Frames are torn anywhere on their way to the guest, and every request is
+// still carried out once and answered, and every byte of stdin comes once.
+func TestTornFrames(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(1, 2))
+	g := start(t)
+	tear := false
+	s, err := guestdial.Open(t.Context(), guestdial.Config{Dial: func(ctx context.Context) (net.Conn, error) {
+		c, err := g.dial(ctx)
+		if err != nil || !tear {
+			return c, err
+		}
+		// Behind the pad and the hello, and far enough for the largest frame, now and then.
+		return &tearing{c, guestwire.MaxFrame + 400 + rnd.IntN(70_000)}, nil
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if err := s.Setup(t.Context(), guestwire.Setup{}); err != nil {
+		t.Fatal(err)
+	}
+	tear = true
+	g.breakStream()
+	o := collect(t)
+	m := sh("cat")
+	m.StdinOpen = true
+	p := begin(t, s, m, o.sink)
+	path := filepath.Join(t.TempDir(), "file")
+	var want bytes.Buffer
+	for i := range 30 {
+		chunk := bytes.Repeat([]byte{byte('a' + i%26)}, 3000+i)
+		want.Write(chunk)
+		if _, err := p.Stdin().Write(chunk); err != nil {
+			t.Fatalf("write %d: %v", i, err)
+		}
+		file := bytes.Repeat([]byte{byte(i)}, 2000)
+		if err := s.PutFile(t.Context(), path, 0o600, file); err != nil {
+			t.Fatalf("file %d: %v", i, err)
+		}
+		if got, err := os.ReadFile(path); err != nil || !bytes.Equal(got, file) {
+			t.Fatalf("file %d: %d bytes, %v", i, len(got), err)
+		}
+		if i%7 == 0 {
+			if e := wait(t, begin(t, s, sh("exit 6"), nil)); e.Code != 6 {
+				t.Fatalf("exit %+v", e)
+			}
+		}
+	}
+	p.Stdin().Close()
+	if e := wait(t, p); e.Code != 0 || !bytes.Equal(o.out.Bytes(), want.Bytes()) {
+		t.Errorf("exit %+v, %d of %d bytes back", e, o.out.Len(), want.Len())
+	}
+}
+
+// The stream breaks while answers are on their way.
+func TestLostAnswers(t *testing.T) {
+	g := start(t)
+	s := open(t, g)
+	stop := make(chan struct{})
+	var breaker sync.WaitGroup
+	breaker.Go(func() {
+		for range 50 {
+			select {
+			case <-stop:
+				return
+			default:
+				g.breakStream()
+				runtime.Gosched()
+			}
+		}
+	})
+	for i := range 300 {
+		if _, err := s.Stats(t.Context()); err != nil {
+			t.Fatalf("request %d: %v", i, err)
+		}
+	}
+	close(stop)
+	breaker.Wait()
 }
 
 func TestShutdown(t *testing.T) {

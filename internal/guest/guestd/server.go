@@ -212,13 +212,11 @@ func (s *server) handle(t guestwire.Type, payload []byte) error {
 	return nil
 }
 
-// request carries out a request once, in its turn.
+// request carries out a request in its turn. None comes twice: the hello says
+// from where on the host has to send again.
 func (s *server) request(req uint32, do func()) error {
-	if req <= s.lastReq {
-		return nil
-	}
 	if req != s.lastReq+1 {
-		return errors.New("a request is missing")
+		return errors.New("a request is missing, or came twice")
 	}
 	s.lastReq = req
 	do()

@@ -72,8 +72,9 @@ const (
 	defaultRedialTimeout = 5 * time.Second
 	defaultDrainTimeout  = 10 * time.Second
 
-	// maxRedials bounds how often a session's stream may break.
-	maxRedials = 64
+	// maxRedials bounds how many streams in a row may break on which the
+	// guest said nothing but its hello.
+	maxRedials = 16
 
 	// maxStale bounds what of an old stream may come before a hello.
 	maxStale = 8 << 20
@@ -107,6 +108,7 @@ type Session struct {
 	mu         sync.Mutex
 	generation uint32
 	conn       net.Conn // of this generation; nil while there is none
+	spoke      bool     // the guest said something on the present stream
 	requests   requests
 	procs      map[uint32]*Process
 	order      []*Process // procs, for the writer's rounds
@@ -184,6 +186,9 @@ func (s *Session) run(conn net.Conn, reader *guestwire.Reader) {
 		err := s.serve(conn, reader)
 		s.mu.Lock()
 		s.conn = nil
+		if s.spoke {
+			redials, s.spoke = 0, false
+		}
 		over := s.err != nil
 		if !over && errors.Is(err, guestwire.ErrMalformed) {
 			err = fmt.Errorf("%w: %w", ErrGuest, err)
@@ -255,6 +260,7 @@ func (s *Session) read(reader *guestwire.Reader) error {
 		}
 		s.mu.Lock()
 		err = s.handleLocked(m)
+		s.spoke = true
 		s.mu.Unlock()
 		if err != nil {
 			return err

@@ -247,6 +247,68 @@ func TestFloodIsBounded(t *testing.T) {
 	}
 }
 
+// An answer must be for the request that is due.
+func TestWrongAnswer(t *testing.T) {
+	for name, wrong := range map[string]guestwire.Message{
+		"of another number": &guestwire.Stats{Req: 3},
+		"of another kind":   &guestwire.Reply{Req: 2},
+		"of a process":      &guestwire.Started{Req: 2, Proc: 1},
+	} {
+		s, _ := ready(t, guesttest.Config{Mangle: func(_ int, typ guestwire.Type, b []byte) []byte {
+			if typ == guestwire.TypeStats {
+				return frame(wrong)
+			}
+			return b
+		}})
+		if _, err := s.Stats(within(t)); !errors.Is(err, guestdial.ErrGuest) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// A caller that gave up neither confuses the answers nor gets output.
+func TestGivingUp(t *testing.T) {
+	hold := make(chan struct{})
+	ctx, cancel := context.WithCancel(t.Context())
+	s, _ := ready(t, guesttest.Config{Mangle: func(_ int, typ guestwire.Type, b []byte) []byte {
+		if typ == guestwire.TypeStarted {
+			cancel()
+			<-hold
+		}
+		return b
+	}})
+	_, err := s.Start(ctx, guestwire.Start{Argv: []string{"echo", "x"}}, func(guestwire.Flow, int64, []byte) {
+		t.Error("output of a process that nobody waits for")
+	})
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("start: %v", err)
+	}
+	close(hold)
+	if e, err := start(t, s, nil, "exit", "2").Wait(within(t)); err != nil || e.Code != 2 {
+		t.Errorf("the next: %+v %v", e, err)
+	}
+}
+
+// What does not fit the protocol is refused before anything is sent.
+func TestOutOfBounds(t *testing.T) {
+	s, _ := ready(t, guesttest.Config{})
+	if err := s.PutFile(within(t), "/x", 0o7777, nil); !errors.Is(err, guestwire.ErrMalformed) {
+		t.Errorf("mode: %v", err)
+	}
+	if _, err := s.Start(within(t), guestwire.Start{Argv: []string{strings.Repeat("x", guestwire.MaxStart)}}, nil); !errors.Is(err, guestwire.ErrMalformed) {
+		t.Errorf("long command: %v", err)
+	}
+	if _, err := s.Start(within(t), guestwire.Start{Proc: 7, Argv: []string{"true"}}, nil); err != nil {
+		t.Errorf("a number of one's own: %v", err)
+	}
+	if _, err := s.Start(within(t), guestwire.Start{Proc: 7, Argv: []string{"true"}}, nil); err == nil {
+		t.Error("a number was used twice")
+	}
+	if e, err := start(t, s, nil, "exit", "2").Wait(within(t)); err != nil || e.Code != 2 {
+		t.Errorf("the next: %+v %v", e, err)
+	}
+}
+
 func frame(m guestwire.Message) []byte {
 	b, err := guestwire.Append(nil, m)
 	if err != nil {
@@ -274,13 +336,15 @@ func TestLies(t *testing.T) {
 		"data beyond the credit":     bytes.Join([][]byte{data(3, 32<<10), data(3+32<<10, 32<<10), data(3+64<<10, 32<<10), data(3+96<<10, 32<<10), data(3+128<<10, 32<<10)}, nil),
 		"exit before what came":      exit(func(e *guestwire.Exit) { e.Out = 2 }),
 		"exit twice":                 append(exit(func(*guestwire.Exit) {}), exit(func(e *guestwire.Exit) { e.Code = 1 })...),
+		"exit twice, the same":       append(exit(func(*guestwire.Exit) {}), exit(func(*guestwire.Exit) {})...),
 		"data behind the end":        append(exit(func(*guestwire.Exit) {}), data(3, 1)...),
 		"two ends of a flow":         append(frame(&guestwire.EOF{Proc: 1, Flow: guestwire.Out, Offset: 3}), frame(&guestwire.EOF{Proc: 1, Flow: guestwire.Out, Offset: 4})...),
 		"an answer to nothing":       frame(&guestwire.Reply{Req: 3}),
 		"an answer once more":        frame(&guestwire.Reply{Req: 1}),
 		"an answer from the future":  frame(&guestwire.Reply{Req: 1 << 31}),
 		"a start that nobody asked":  frame(&guestwire.Started{Req: 3, Proc: 9}),
-		"credit beyond what is sent": frame(&guestwire.Credit{Proc: 1, Flow: guestwire.In, Acked: 1, Limit: 10}),
+		"credit beyond what is sent": frame(&guestwire.Credit{Proc: 1, Flow: guestwire.In, Acked: 1, Limit: 1 << 20}),
+		"credit that shrinks":        append(frame(&guestwire.Credit{Proc: 1, Flow: guestwire.In, Limit: 1 << 20}), frame(&guestwire.Credit{Proc: 1, Flow: guestwire.In, Limit: 1 << 19})...),
 		"credit for output":          frame(&guestwire.Credit{Proc: 1, Flow: guestwire.Out}),
 		"stdin ends in the future":   frame(&guestwire.EOF{Proc: 1, Flow: guestwire.In, Offset: 7}),
 		"a second hello":             frame(&guestwire.HelloGuest{Version: 1, Generation: 1}),
