@@ -270,20 +270,30 @@ func TestWrongAnswer(t *testing.T) {
 func TestGivingUp(t *testing.T) {
 	hold := make(chan struct{})
 	ctx, cancel := context.WithCancel(t.Context())
-	s, _ := ready(t, guesttest.Config{Mangle: func(_ int, typ guestwire.Type, b []byte) []byte {
+	wrote := make(chan struct{}) // all of it, so it was taken from the guest
+	run := func(p *guesttest.Process) int {
+		defer func() {
+			if p.Start.Argv[0] == "flood" {
+				close(wrote)
+			}
+		}()
+		return guesttest.Builtin(p)
+	}
+	s, _ := ready(t, guesttest.Config{Run: run, Mangle: func(_ int, typ guestwire.Type, b []byte) []byte {
 		if typ == guestwire.TypeStarted {
 			cancel()
 			<-hold
 		}
 		return b
 	}})
-	_, err := s.Start(ctx, guestwire.Start{Argv: []string{"echo", "x"}}, func(guestwire.Flow, int64, []byte) {
+	_, err := s.Start(ctx, guestwire.Start{Argv: []string{"flood", "1000000"}}, func(guestwire.Flow, int64, []byte) {
 		t.Error("output of a process that nobody waits for")
 	})
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("start: %v", err)
 	}
 	close(hold)
+	<-wrote
 	if e, err := start(t, s, nil, "exit", "2").Wait(within(t)); err != nil || e.Code != 2 {
 		t.Errorf("the next: %+v %v", e, err)
 	}
