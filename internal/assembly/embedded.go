@@ -229,7 +229,7 @@ func (e *embedded) build(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	agent, err := e.newAgent(w)
+	agent, err := e.newAgent(w, metrics)
 	if err != nil {
 		return err
 	}
@@ -262,7 +262,7 @@ func (e *embedded) build(ctx context.Context) error {
 	return ctx.Err()
 }
 
-func (e *embedded) newAgent(w *wire) (*hecatoncheir.Agent, error) {
+func (e *embedded) newAgent(w *wire, metrics *prometheus.Registry) (*hecatoncheir.Agent, error) {
 	capacity, err := hostCapacity(e.paths.root)
 	if err != nil {
 		return nil, err
@@ -278,7 +278,7 @@ func (e *embedded) newAgent(w *wire) (*hecatoncheir.Agent, error) {
 	e.later(conn.Close)
 	cfg := hecatoncheir.Config{
 		NodeID: "local", Dir: e.home.node(), Driver: e.driver, Images: e.images, Scratch: scratch, Blobs: e.logs,
-		Control: control, Capacity: capacity, Address: inMemory, UIDBase: e.uidBase, Logger: e.log,
+		Control: control, Capacity: capacity, Address: inMemory, UIDBase: e.uidBase, Metrics: metrics, Logger: e.log,
 	}
 	if e.cfg.Local {
 		r, held, err := os.Pipe()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"time"
 
 	nodev1 "github.com/tartarus-vm/tartarus/api/node/v1"
 	"github.com/tartarus-vm/tartarus/internal/control/ledger"
@@ -68,13 +69,16 @@ func (r *Registry) Heartbeat(ctx context.Context, req *nodev1.HeartbeatRequest) 
 	for _, rec := range mine {
 		// A kill that was written but may not have reached the node: say it again.
 		if rec.Kill != "" && rec.Epoch == req.GetEpoch() && slices.Contains(req.GetLive(), string(rec.ID)) {
-			if err := r.Kill(ctx, rec, 0); err != nil {
+			if err := r.Kill(ctx, rec, repeatedGrace); err != nil {
 				r.cfg.Logger.Warn("repeating a kill failed", "sandbox", rec.ID, "error", err)
 			}
 		}
 	}
 	return resp, nil
 }
+
+// repeatedGrace is for a kill whose own grace died with whoever ordered it.
+const repeatedGrace = 5 * time.Second
 
 func (r *Registry) beat(node string, epoch int64) error {
 	r.mu.Lock()

@@ -15,9 +15,14 @@ type BootPolicy struct {
 	Attempts int
 
 	// Timeout is how long the first attempt may take from Start until connect
-	// has succeeded; 20 s if zero. Attempt n gets n times as long, so that on
-	// an overloaded host slow boots are not killed for ever.
+	// has succeeded; 20 s if zero. Attempt n gets n times as long. A VM that
+	// still computes by then is slow, not hung, and gets more: on an overloaded
+	// host killing it would only add to the load.
 	Timeout time.Duration
+
+	// CPU is how much CPU time a VM may use before its guest answers, whatever
+	// the host's load; 30 s if zero. A boot takes about 2 s of it.
+	CPU time.Duration
 
 	// GivenUp, if not nil, is told of each VM that is about to be killed, while
 	// its console and samples can still be read.
@@ -27,6 +32,7 @@ type BootPolicy struct {
 const (
 	defaultBootAttempts = 3
 	defaultBootTimeout  = 20 * time.Second
+	defaultBootCPU      = 30 * time.Second
 	bootKillTimeout     = 15 * time.Second
 )
 
@@ -39,7 +45,10 @@ const (
 // called again on another VM with the same disks. Boot returns the attempt
 // that succeeded, from 1; when it fails no VM is left.
 func Boot(ctx context.Context, d Driver, s Spec, connect func(context.Context, VM) error, p BootPolicy) (VM, int, error) {
-	attempts, timeout := p.Attempts, p.Timeout
+	attempts, timeout, cpu := p.Attempts, p.Timeout, p.CPU
+	if cpu <= 0 {
+		cpu = defaultBootCPU
+	}
 	if attempts <= 0 {
 		attempts = defaultBootAttempts
 	}
@@ -48,7 +57,7 @@ func Boot(ctx context.Context, d Driver, s Spec, connect func(context.Context, V
 	}
 	var given error
 	for n := 1; n <= attempts; n++ {
-		vm, again, err := bootOnce(ctx, d, s, connect, attempt{n: n, timeout: timeout * time.Duration(n), givenUp: p.GivenUp})
+		vm, again, err := bootOnce(ctx, d, s, connect, attempt{n: n, timeout: timeout * time.Duration(n), cpu: cpu, givenUp: p.GivenUp})
 		if err == nil {
 			return vm, n, nil
 		}
@@ -64,18 +73,22 @@ func Boot(ctx context.Context, d Driver, s Spec, connect func(context.Context, V
 type attempt struct {
 	n       int
 	timeout time.Duration
+	cpu     time.Duration
 	givenUp func(int, VM, error)
 }
 
 // bootOnce is one attempt; again says that another one may help.
 func bootOnce(ctx context.Context, d Driver, s Spec, connect func(context.Context, VM) error, a attempt) (_ VM, again bool, err error) {
-	actx, cancel := context.WithTimeout(ctx, a.timeout)
+	sctx, cancel := context.WithTimeout(ctx, a.timeout)
 	defer cancel()
-	vm, err := d.Start(actx, s)
+	began := time.Now()
+	vm, err := d.Start(sctx, s)
 	if err != nil {
-		hung := ctx.Err() == nil && errors.Is(actx.Err(), context.DeadlineExceeded)
+		hung := ctx.Err() == nil && errors.Is(sctx.Err(), context.DeadlineExceeded)
 		return nil, hung, fmt.Errorf("attempt %d: %w", a.n, err)
 	}
+	actx, stop := a.watch(ctx, vm, began)
+	defer stop()
 	if err = connect(actx, vm); err == nil {
 		return vm, false, nil
 	}
@@ -86,7 +99,7 @@ func bootOnce(ctx context.Context, d Driver, s Spec, connect func(context.Contex
 		err = fmt.Errorf("attempt %d: the VM ended before its guest answered (%s): %w", a.n, vm.Exit(), err)
 	case actx.Err() != nil:
 		again = true
-		err = fmt.Errorf("attempt %d: the guest did not answer in %v: %w", a.n, a.timeout, err)
+		err = fmt.Errorf("attempt %d: the guest did not answer in %v: %w", a.n, time.Since(began).Round(time.Millisecond), err)
 	}
 	if a.givenUp != nil {
 		a.givenUp(a.n, vm, err)
@@ -98,6 +111,45 @@ func bootOnce(ctx context.Context, d Driver, s Spec, connect func(context.Contex
 		return nil, false, errors.Join(err, fmt.Errorf("ending vm %q: %w", s.ID, kerr))
 	}
 	return nil, again, err
+}
+
+// A VM that used less than this share of a core in the last quarter of its
+// time is hung: an idle guest uses half a percent.
+const hungShare = 0.02
+
+// watch returns a context that ends when the VM counts as hung. stop ends the
+// watch and waits for it.
+func (a attempt) watch(ctx context.Context, vm VM, began time.Time) (_ context.Context, stop func()) {
+	actx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		defer cancel()
+		quarter := max(a.timeout/4, time.Nanosecond)
+		used, next := 0.0, began
+		for {
+			next = next.Add(quarter)
+			t := time.NewTimer(time.Until(next))
+			select {
+			case <-actx.Done():
+				t.Stop()
+				return
+			case <-t.C:
+			}
+			before := used
+			if sample, err := vm.Sample(); err == nil {
+				used = sample.CPUSeconds
+			}
+			late := time.Since(began) >= a.timeout
+			if late && (used-before < hungShare*quarter.Seconds() || used > a.cpu.Seconds()) {
+				return
+			}
+		}
+	}()
+	return actx, func() {
+		cancel()
+		<-done
+	}
 }
 
 func ended(vm VM) bool {
