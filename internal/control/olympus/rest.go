@@ -49,6 +49,8 @@ func (s *Server) routes() (*http.ServeMux, error) {
 		verb, p := pattern(m.rule)
 		e, isOwn := own[m.full]
 		switch {
+		case len(m.rule.GetAdditionalBindings()) > 0 || strings.ContainsAny(p, "=*.:"):
+			return nil, fmt.Errorf("the route of %s is more than one path with plain names", m.full)
 		case isOwn:
 		case m.unary != nil && verb != "" && (m.rule.GetBody() == "" || m.rule.GetBody() == "*"):
 			e = s.plain(m)
