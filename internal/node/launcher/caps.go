@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -14,7 +15,7 @@ import (
 
 // dropPrivileges gives up the groups, the user (where the agent is root) and
 // every capability.
-func dropPrivileges(uid, gid int, l *layers) error {
+func dropPrivileges(pl *plan, l *layers) error {
 	root := os.Geteuid() == 0
 	if err := dropBounding(); err != nil {
 		l.miss(LayerBounding, err.Error())
@@ -22,7 +23,7 @@ func dropPrivileges(uid, gid int, l *layers) error {
 		l.add(LayerBounding)
 	}
 	if root {
-		if err := becomeUser(uid, gid, l); err != nil {
+		if err := becomeUser(pl, l); err != nil {
 			return err
 		}
 	} else {
@@ -37,11 +38,17 @@ func dropPrivileges(uid, gid int, l *layers) error {
 	return nil
 }
 
-func becomeUser(uid, gid int, l *layers) error {
+func becomeUser(pl *plan, l *layers) error {
+	uid, gid := pl.UID, pl.GID
 	if uid == 0 || gid == 0 {
 		l.miss(LayerOwnUID, "no uid and gid were given")
 	}
-	if _, _, e := unix.RawSyscall(unix.SYS_SETGROUPS, 0, 0, 0); e != 0 {
+	groups := deviceGroups(pl.Devices)
+	var list unsafe.Pointer
+	if len(groups) > 0 {
+		list = unsafe.Pointer(&groups[0])
+	}
+	if _, _, e := unix.RawSyscall(unix.SYS_SETGROUPS, uintptr(len(groups)), uintptr(list), 0); e != 0 {
 		return fmt.Errorf("dropping groups: %w", e)
 	}
 	if _, _, e := unix.RawSyscall(unix.SYS_SETRESGID, uintptr(gid), uintptr(gid), uintptr(gid)); e != 0 {
@@ -54,6 +61,19 @@ func becomeUser(uid, gid int, l *layers) error {
 		l.add(LayerOwnUID)
 	}
 	return nil
+}
+
+// deviceGroups are the groups that alone give a user of its own a way to its
+// devices, as kvm does to /dev/kvm.
+func deviceGroups(devices []string) []uint32 {
+	var out []uint32
+	for _, d := range devices {
+		var st unix.Stat_t
+		if unix.Stat(d, &st) == nil && st.Mode&0o060 == 0o060 && st.Mode&0o006 != 0o006 && st.Gid != 0 {
+			out = append(out, st.Gid)
+		}
+	}
+	return out
 }
 
 // dropBounding empties the ambient and bounding sets. Without rights to that,

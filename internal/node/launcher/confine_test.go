@@ -66,7 +66,7 @@ func (s surroundings) reaches() []string {
 		"unix_path=" + s.socket, "unix_abstract=" + s.abstract, "loopback=" + strconv.Itoa(s.port), "signal=AGENT",
 		"memory=SIBLING", "read=" + s.state, "read_home=" + s.home, "list=/", "write=" + s.state, "write_new=" + s.state + "-new",
 		"mkdir=" + s.state + "-folder", "fork", "survive", "setown=AGENT", "limits=AGENT", "setsid", "netlink", "list_tmp=/tmp",
-		"read_passwd=/etc/passwd", "everyone", "tgkill=AGENT",
+		"read_mounts=/proc/self/mountinfo", "everyone", "tgkill=AGENT",
 	}
 }
 
@@ -186,7 +186,14 @@ func TestEscapedGuestFindsNothing(t *testing.T) {
 			if out.Err != "" {
 				t.Fatal(out.Err)
 			}
-			checkLayers(t, out, h.missing)
+			missing := slices.Clone(h.missing)
+			if out.ABI < 4 {
+				missing = append(missing, LayerLandlockNetwork)
+			}
+			if out.ABI < 6 {
+				missing = append(missing, LayerLandlockScope)
+			}
+			checkLayers(t, out, missing)
 			for _, a := range attempts {
 				attempt, _, _ := strings.Cut(a, "=")
 				r, tried := out.Results[attempt]
@@ -272,6 +279,7 @@ func TestVMMIsWhatTheLayersSay(t *testing.T) {
 			if ownNS {
 				is("pid", "1")
 				is("hostname", "vmm")
+				readOnlyMounts(t, out.VMM.Pid)
 			}
 			st := status(t, out.VMM.Pid)
 			for field, want := range map[string]string{
@@ -332,6 +340,28 @@ func limits(t *testing.T, pid int) {
 		if !strings.Contains(text, want) {
 			t.Errorf("its limits lack %q:\n%s", want, b)
 		}
+	}
+}
+
+// readOnlyMounts checks that the VMM sees few mounts, none of them writable.
+func readOnlyMounts(t *testing.T, pid int) {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var n int
+	for line := range strings.Lines(string(b)) {
+		n++
+		options := strings.Split(strings.Fields(line)[5], ",")
+		for _, o := range []string{"ro", "nosuid", "nodev"} {
+			if !slices.Contains(options, o) {
+				t.Errorf("not %s: %s", o, line)
+			}
+		}
+	}
+	if n != 2 { // the root, and the probe's folder
+		t.Errorf("it sees %d mounts:\n%s", n, b)
 	}
 }
 

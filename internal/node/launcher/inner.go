@@ -83,7 +83,7 @@ func (in *inner) confine(firstOwn int) error {
 	if err := setLimits(pl.Limits, l); err != nil {
 		return err
 	}
-	if err := dropPrivileges(pl.UID, pl.GID, l); err != nil {
+	if err := dropPrivileges(pl, l); err != nil {
 		return err
 	}
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
@@ -158,8 +158,10 @@ func (in *inner) become() error {
 		return fmt.Errorf("setting the parent-death signal: %w", err)
 	}
 	fds := []unix.PollFd{{Fd: int32(in.gate), Events: unix.POLLIN}}
-	if n, err := unix.Poll(fds, 0); n != 0 || err != nil {
-		return fmt.Errorf("the outer stage is gone: %w", err)
+	if n, err := unix.Poll(fds, 0); err != nil {
+		return fmt.Errorf("looking for the outer stage: %w", err)
+	} else if n != 0 {
+		return errors.New("the outer stage is gone")
 	}
 	program, err := hide(in.plan.Argv[0])
 	if err != nil {

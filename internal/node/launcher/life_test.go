@@ -5,9 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -78,6 +80,11 @@ func held(t *testing.T, lifeline bool, attempts ...string) (*agent, outcome, str
 	if out.Err != "" {
 		t.Fatal(out.Err)
 	}
+	t.Cleanup(func() { // where a test has found that they do not end
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		_, _ = KillLeftover(ctx, out.Outer), killAndWait(ctx, out.VMM)
+	})
 	return a, out, dir
 }
 
@@ -135,7 +142,8 @@ func TestLeftoverIsFoundAndEnded(t *testing.T) {
 func TestOuterStageKilled(t *testing.T) {
 	for _, sig := range []unix.Signal{unix.SIGKILL, unix.SIGTERM} {
 		t.Run(sig.String(), func(t *testing.T) {
-			_, out, dir := held(t, false, "survive", "setsid")
+			a, out, dir := held(t, false, "survive", "setsid")
+			a.kill(t) // it would end the VMM as well
 			if err := unix.Kill(out.Outer.Pid, sig); err != nil {
 				t.Fatal(err)
 			}
@@ -146,6 +154,54 @@ func TestOuterStageKilled(t *testing.T) {
 				t.Errorf("exit.json: %v", err)
 			}
 		})
+	}
+}
+
+// A launcher whose agent dies before it has the word starts nothing: a later
+// agent may have looked for it already.
+func TestNoWordNoVMM(t *testing.T) {
+	s := Spec{Argv: []string{programs.probe}, Dir: folder(t, os.Geteuid()), UID: me(), GID: me()}
+	b, err := fork(&s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = b.word.Close()
+	told, err := io.ReadAll(b.reports)
+	if err != nil || !bytes.Contains(told, []byte(`"Ready":true`)) || bytes.Contains(told, []byte("VMM")) {
+		t.Errorf("it told %s, %v", told, err)
+	}
+	if ws, err := waitChild(b.pid); err != nil || ws.ExitStatus() != 1 {
+		t.Errorf("the outer stage ended with %v, %v", ws, err)
+	}
+	b.closePipes()
+}
+
+// An inner stage whose outer one is gone before it could ask to end with it
+// executes nothing.
+func TestOrphanedInnerStage(t *testing.T) {
+	pl, err := planFile(&plan{Argv: []string{programs.probe, "pid"}, Dir: folder(t, os.Geteuid()), UID: me(), GID: me()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	reportR, reportW, err := blockingPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reportR.Close() //nolint:errcheck // a test's
+	gateR, gateW, err := blockingPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = gateW.Close()
+	c := exec.Command(programs.agent)
+	c.Args = []string{innerName, "0"}
+	planF := os.NewFile(uintptr(pl), "plan")
+	c.ExtraFiles = []*os.File{planF, reportW, gateR}
+	err = c.Run()
+	_, _, _ = planF.Close(), reportW.Close(), gateR.Close()
+	told, rerr := io.ReadAll(reportR)
+	if err == nil || rerr != nil || !bytes.Contains(told, []byte("outer stage is gone")) {
+		t.Errorf("it ended with %v and told %s, %v", err, told, rerr)
 	}
 }
 
@@ -407,11 +463,15 @@ func TestReadOnlyAndDevices(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	s := Spec{ReadOnly: []string{kernel, deep, "/etc/hostname", "/usr/share"}, Devices: []string{"/dev/null"}}
-	v := waiting(t, s, "read="+kernel, "read_home=/etc/hostname", "list=/usr/share", "list_tmp="+deep, "write=/dev/null")
+	elsewhere := filepath.Join(folder(t, os.Geteuid()), "firmware") // out of the user's reach, but for the launcher
+	if err := os.WriteFile(elsewhere, []byte("x"), 0o444); err != nil {
+		t.Fatal(err)
+	}
+	s := Spec{ReadOnly: []string{kernel, deep, elsewhere, "/sys/kernel"}, Devices: []string{"/dev/null"}}
+	v := waiting(t, s, "read="+kernel, "read_home="+elsewhere, "list=/sys/kernel", "list_tmp="+deep, "write=/dev/null")
 	v.end()
 	j := job{Dir: folder(t, os.Geteuid()), Program: programs.probe, UID: me(), More: &s}
-	j.Attempts = []string{"write=" + kernel, "read=" + hidden, "write_new=" + deep + "/new", "read_passwd=/etc/passwd", "mkdir=/dev/x", "unlink=" + kernel, "list=/etc"}
+	j.Attempts = []string{"write=" + kernel, "read=" + hidden, "write_new=" + deep + "/new", "read_mounts=/proc/self/mountinfo", "mkdir=/dev/x", "unlink=" + kernel, "list=/etc"}
 	out := here(t, j)
 	if len(out.Results) != len(j.Attempts) {
 		t.Errorf("tried %d of %d: %+v", len(out.Results), len(j.Attempts), out.Exit)
@@ -420,6 +480,25 @@ func TestReadOnlyAndDevices(t *testing.T) {
 		if r.Error == "" {
 			t.Errorf("%s succeeded", r.Attempt)
 		}
+	}
+}
+
+// A device that only a group may open is opened by a VMM with a user of its
+// own, which has no groups otherwise.
+func TestDeviceOfAGroup(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("device nodes are made by root")
+	}
+	node := filepath.Join(folder(t, 0), "kvm")
+	if err := unix.Mknod(node, unix.S_IFCHR|0o660, int(unix.Mkdev(1, 3))); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.Chown(node, 0, 4242), os.Chmod(node, 0o660)); err != nil {
+		t.Fatal(err)
+	}
+	v := waiting(t, Spec{Devices: []string{node}}, "write="+node)
+	if have := strings.TrimSpace(status(t, v.p.VMM().Pid)["Groups"]); have != "4242" {
+		t.Errorf("its groups: %q", have)
 	}
 }
 

@@ -94,7 +94,7 @@ var attempts = map[string]func(string) (string, error){
 	"read":          read,
 	"write":         write,
 	"read_home":     read,
-	"read_passwd":   read,
+	"read_mounts":   read,
 	"read_shadow":   read,
 	"write_new":     write,
 	"list_tmp":      list,
