@@ -18,8 +18,14 @@
 // by pid, start time and boot ID.
 //
 // What is told of a layer is what happened to it, reported by the stage that
-// applied it, never what was asked for. docs: the layers are in layers.go, the
+// applied it, never what was asked for. The layers are in layers.go, the
 // system calls in seccomp.go.
+//
+// Not covered: an exec makes a process dumpable again, so other processes of
+// the VMM's own user may trace it, which is why root's agent gives each VMM a
+// user of its own; an ordinary user's VMM keeps that user's groups, which only
+// Landlock and the private root make useless; and without a mount namespace a
+// VMM reads its files where they lie, so its user must be able to.
 package launcher
 
 import (
@@ -70,12 +76,14 @@ type Spec struct {
 	// Devices are device nodes that the VMM may open, such as /dev/kvm.
 	Devices []string
 
-	// Files become descriptors 3, 4, … of the VMM. 0 is /dev/null, 1 and 2 go
+	// Files become descriptors 3, 4, … of the VMM, in the mode that they have
+	// (os.Pipe and net make non-blocking ones). 0 is /dev/null, 1 and 2 go
 	// to the file stderr in Dir, of which the last StderrBytes are kept.
 	Files []*os.File
 
-	// UID and GID are what the VMM runs as when the agent is root; they must
-	// not be 0 then, or the layer own_uid is missing. Ignored otherwise.
+	// UID and GID are what the VMM runs as when the agent is root, with no
+	// other groups than its devices'. They must not be 0 then, or the layer
+	// own_uid is missing. Ignored otherwise.
 	UID, GID int
 
 	// Syscalls are the names of the system calls that the VMM may use on top
@@ -87,7 +95,8 @@ type Spec struct {
 	Lifeline *os.File
 
 	// Cgroup is nil, or both stages and the VMM are born in it. It stays the
-	// caller's, who removes it after the end.
+	// caller's, who removes it after the end. The outer stage takes some 4 MiB
+	// of it and ten threads, for which its limits leave room.
 	Cgroup *cgroup.Group
 
 	Limits Limits
