@@ -137,9 +137,9 @@ func TestWhatWasAnsweredOutlivesSIGKILL(t *testing.T) {
 		var wg sync.WaitGroup
 		for range 2 {
 			number++
-			spec := fmt.Sprintf("%d %s", number, path)
+			spec, lines := fmt.Sprintf("%d %s", number, path), 60+number*7
 			wg.Go(func() {
-				for _, line := range killAfter(t, spec, 60+number*7) {
+				for _, line := range killAfter(t, spec, lines) {
 					step, id, _ := strings.Cut(line, " ")
 					mu.Lock()
 					answered[step] = append(answered[step], sandbox.ID(id))
