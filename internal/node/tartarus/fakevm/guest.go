@@ -19,7 +19,7 @@ type guest struct {
 	change  *sync.Cond // of anything below
 	stopped bool       // the VM has ended
 	paused  bool
-	mute    bool    // says nothing more
+	mute    bool    // says nothing more than what is queued
 	off     bool    // ends the VM once everything was said
 	live    *stream // the stream whose hello was answered, or nil
 
@@ -124,15 +124,15 @@ func (g *guest) next(conn *stream) (frames []byte, last bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for {
-		if g.stopped || conn.over {
+		if g.dead() || conn.over {
 			return nil, false
 		}
-		if g.live == conn && !g.paused && !g.mute {
+		if g.live == conn && !g.paused {
 			if len(g.control) > 0 {
 				frames, g.control = g.control, nil
 				return frames, g.off
 			}
-			if frames = g.nextData(); frames != nil {
+			if frames = g.nextData(); frames != nil && !g.mute {
 				return frames, false
 			}
 		}
@@ -213,7 +213,14 @@ func (g *guest) request(req uint32, do func()) {
 	}
 }
 
+// dead reports whether the VM has ended: then the guest says nothing more.
+func (g *guest) dead() bool { return g.stopped || g.vm.ctx.Err() != nil }
+
+// send queues a frame, unless the guest is mute.
 func (g *guest) send(m guestwire.Message) {
+	if g.mute {
+		return
+	}
 	b, err := guestwire.Append(g.control, m)
 	if err != nil {
 		panic(err) // a fault of this fake

@@ -75,7 +75,7 @@ func (p *Proc) Raw(b []byte) {
 	p.g.change.Broadcast()
 }
 
-// Mute keeps the guest from saying anything more, ever.
+// Mute keeps the guest from saying anything more than it has begun to, ever.
 func (p *Proc) Mute() {
 	p.g.mu.Lock()
 	defer p.g.mu.Unlock()
@@ -145,7 +145,7 @@ func (p *Proc) end(code int) {
 	defer g.mu.Unlock()
 	defer g.change.Broadcast()
 	p.exited = true
-	if g.stopped {
+	if g.dead() {
 		return
 	}
 	p.exit = guestwire.Exit{Proc: p.id, Code: int32(code & 0xff), Out: p.output(guestwire.Out).buf.End(), Err: p.output(guestwire.Err).buf.End(), Usage: g.used()}

@@ -21,6 +21,9 @@ func TestProbe(t *testing.T) {
 	if r.Why == "" || len(r.BootID) != 36 || time.Since(began) > 30*time.Second {
 		t.Errorf("%+v after %v", r, time.Since(began))
 	}
+	if strings.Contains(r.Why, "not permitted") {
+		t.Errorf("our own confinement stands in KVM's way: %s", r.Why)
+	}
 	if _, err := os.Stat(kvmDevice); err != nil && (r.Usable || !strings.Contains(r.Why, "there is no")) {
 		t.Errorf("without %s: %+v", kvmDevice, r)
 	}
