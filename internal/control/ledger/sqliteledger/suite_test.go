@@ -1,6 +1,7 @@
 package sqliteledger_test
 
 import (
+	"flag"
 	"path/filepath"
 	"testing"
 
@@ -20,4 +21,13 @@ func open(t testing.TB) ledger.Ledger {
 
 func TestSuite(t *testing.T) { ledgertest.Run(t, open) }
 
-func TestModel(t *testing.T) { ledgertest.Model(t, open) }
+// TestModel makes fewer rounds than rapid would by itself: each step waits for
+// the disk. -rapid.checks asks for more.
+func TestModel(t *testing.T) {
+	if f := flag.Lookup("rapid.checks"); f.Value.String() == f.DefValue {
+		if err := f.Value.Set("40"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ledgertest.Model(t, open)
+}
