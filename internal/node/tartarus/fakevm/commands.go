@@ -25,7 +25,8 @@ import (
 //	flood BYTES           to stdout, as fast as it goes
 //	console BYTES         to the console
 //	oom                   counts an OOM kill and dies of it
-//	lie KIND              breaks the protocol: garbage, huge, offset, credit, exit, again, unknown
+//	lie KIND              breaks the protocol: garbage, huge, offset, again, unknown, exit (of output
+//	                      that never comes), credit (certain only while the host takes nothing)
 //	mute                  the guest says nothing more
 //	crash                 the VM ends as if its VMM was killed
 //	poweroff              the guest ends itself

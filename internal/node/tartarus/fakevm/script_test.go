@@ -190,7 +190,8 @@ func TestLies(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 			defer cancel()
 			s := newBench(t, fakevm.Script{}).session(t)
-			p, err := s.Start(ctx, guestwire.Start{Proc: 1, Argv: []string{"lie", kind}}, func(guestwire.Flow, int64, []byte) {})
+			// Nothing is taken, so no new credit is given.
+			p, err := s.Start(ctx, guestwire.Start{Proc: 1, Argv: []string{"lie", kind}}, func(guestwire.Flow, int64, []byte) { <-s.Done() })
 			if kind == "exit" {
 				if err == nil {
 					_, err = p.Wait(ctx)
