@@ -77,25 +77,27 @@ func serve() int {
 	return 0
 }
 
-// prepared is a state folder with everything made, kept in the user's cache
-// because the kernel is a download.
-var prepared = sync.OnceValues(func() (string, error) {
+// prepared is a state folder with everything made for one template, kept in
+// the user's cache because the kernel is a download.
+func prepared(template string) (string, error) {
 	cache, err := os.UserCacheDir()
 	if err != nil {
 		return "", err
 	}
-	dir := filepath.Join(cache, "tartarus", "e2e")
+	dir := filepath.Join(cache, "tartarus", "e2e-"+template)
 	if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
 		return "", err
 	}
-	return dir, assembly.Inside().Setup(context.Background(), cli.SetupOptions{StateDir: dir, Templates: []string{"base"}})
-})
+	return dir, assembly.Inside().Setup(context.Background(), cli.SetupOptions{StateDir: dir, Templates: []string{template}})
+}
+
+var preparedBase = sync.OnceValues(func() (string, error) { return prepared("base") })
 
 // newState is a state folder of the test's own, prepared. Its path is short
 // and open to the user it is for.
 func newState(t *testing.T) string {
 	t.Helper()
-	from, err := prepared()
+	from, err := preparedBase()
 	if err != nil {
 		t.Fatalf("preparing: %v (is everything installed? scripts/deps.sh run test)", err)
 	}

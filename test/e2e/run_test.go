@@ -81,6 +81,19 @@ func asNobody(t *testing.T, c *exec.Cmd, state string) *exec.Cmd {
 	return c
 }
 
+// The default template for people: Python, out of Debian's own packages.
+func TestPythonOnDebian(t *testing.T) {
+	state, err := prepared("debian")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := finish(t, tartarusCmd(patience(t), state, "run", "--local", "--template", "debian", "--", "python3", "-c", "print(40+2)"))
+	if r.stdout != "42\n" || r.code != 0 {
+		t.Errorf("stdout %q, stderr %q, exit code %d", r.stdout, r.stderr, r.code)
+	}
+	nothingLeft(t, state)
+}
+
 func TestStdinIsPassedOn(t *testing.T) {
 	c := tartarusCmd(patience(t), newState(t), "run", "--", "cat")
 	c.Stdin = strings.NewReader("hi\n")
