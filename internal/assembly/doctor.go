@@ -140,7 +140,7 @@ func findSwap() cli.Finding {
 		return cli.Finding{Name: "swap", Status: statusOK, Message: "off"}
 	}
 	return cli.Finding{
-		Name: "swap", Status: statusLimited, Message: fmt.Sprintf("%d MiB on", uint64(si.Totalswap)*uint64(si.Unit)>>20),
+		Name: "swap", Status: statusLimited, Message: fmt.Sprintf("%d MiB on", si.Totalswap*uint64(si.Unit)>>20),
 		Meaning: "a sandbox's memory may reach the disk", Cure: "swapoff -a",
 	}
 }

@@ -54,7 +54,7 @@ func hostCapacity(root string) (sandbox.Capacity, error) {
 	}
 	return sandbox.Capacity{
 		VCPUs:     max(vcpusPerCore*runtime.NumCPU(), leastVCPUs),
-		MemoryMiB: int64(uint64(si.Totalram)*uint64(si.Unit)>>20) * memoryPercent / 100,
+		MemoryMiB: int64(si.Totalram*uint64(si.Unit)>>20) * memoryPercent / 100,
 		DiskMiB:   space.FreeMiB * diskPercent / 100,
 	}, nil
 }

@@ -31,7 +31,6 @@ const stateVersion = 1
 type paths struct{ root string }
 
 func (p paths) version() string    { return filepath.Join(p.root, "version") }
-func (p paths) lock() string       { return filepath.Join(p.root, "lock") }
 func (p paths) blobs() string      { return filepath.Join(p.root, "blobs") }
 func (p paths) nyx() string        { return filepath.Join(p.root, "nyx") }
 func (p paths) lethe() string      { return filepath.Join(p.root, "lethe") }

@@ -231,9 +231,11 @@ type Group struct {
 // Name is what it was created with.
 func (g *Group) Name() string { return g.name }
 
-// On are the layers that it adds, and Missing those that were asked for and
-// are not there, as name and why.
-func (g *Group) On() []string         { return slices.Clone(g.on) }
+// On are the layers that it adds.
+func (g *Group) On() []string { return slices.Clone(g.on) }
+
+// Missing are the layers that were asked for and are not there, as name and
+// why.
 func (g *Group) Missing() [][2]string { return slices.Clone(g.missing) }
 
 // Join is how a process is born in a group. Whoever got it closes the files.

@@ -88,7 +88,7 @@ func start(t *testing.T, g *Group, role string) *member {
 	c.ExtraFiles = j.Procs
 	if j.Dir != nil {
 		c.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(j.Dir.Fd())}
-		defer j.Dir.Close() //nolint:errcheck // only passed on
+		defer j.Dir.Close()
 	}
 	out, err := c.StdoutPipe()
 	if err != nil {

@@ -179,12 +179,12 @@ func (j job) start(ctx context.Context, dir string, attempts []string) (*vm, err
 	if err != nil {
 		return nil, err
 	}
-	defer answerW.Close() //nolint:errcheck // the probe has its own
+	defer answerW.Close()
 	holdR, holdW, err := blockingPipe()
 	if err != nil {
 		return nil, err
 	}
-	defer holdR.Close() //nolint:errcheck // the probe has its own
+	defer holdR.Close()
 	var fds [1]*os.File
 	v := &vm{answers: bufio.NewScanner(answerR), answerR: answerR, hold: holdW}
 	s := Spec{
@@ -195,7 +195,7 @@ func (j job) start(ctx context.Context, dir string, attempts []string) (*vm, err
 		if fds[0], v.life, err = os.Pipe(); err != nil {
 			return nil, err
 		}
-		defer fds[0].Close() //nolint:errcheck // the launcher has its own
+		defer fds[0].Close()
 		s.Lifeline = fds[0]
 	}
 	// So that a filter is not what stops what other layers are to stop.
@@ -304,7 +304,7 @@ func gone(t *testing.T, what string, id Identity) {
 	if err != nil {
 		return // ErrGone
 	}
-	defer unix.Close(fd) //nolint:errcheck // ours
+	defer unix.Close(fd)
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 	defer cancel()
 	if err := waitPidfd(ctx, fd); err != nil {

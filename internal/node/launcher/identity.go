@@ -152,7 +152,7 @@ func endOuter(ctx context.Context, id Identity) error {
 	if err != nil {
 		return err
 	}
-	defer unix.Close(fd) //nolint:errcheck // a descriptor of ours
+	defer unix.Close(fd)
 	patience, cancel := context.WithTimeout(ctx, lastWords)
 	defer cancel()
 	if waitPidfd(patience, fd) == nil {
@@ -214,7 +214,7 @@ func killAndWait(ctx context.Context, id Identity) error {
 	if err != nil {
 		return err
 	}
-	defer unix.Close(fd) //nolint:errcheck // a descriptor of ours
+	defer unix.Close(fd)
 	if err := killPidfd(fd); err != nil {
 		return fmt.Errorf("killing process %d: %w", id.Pid, err)
 	}

@@ -55,7 +55,7 @@ func restrictFiles(readOnly, execute, devices []string, l *layers) (int, error) 
 		return v, fmt.Errorf("making Landlock rules: %w", e)
 	}
 	rs := int(r0)
-	defer unix.Close(rs) //nolint:errcheck // a descriptor of ours
+	defer unix.Close(rs)
 	rules := []struct {
 		paths []string
 		allow uint64
@@ -93,7 +93,7 @@ func allowPath(rs int, path string, allow uint64) error {
 	if err != nil {
 		return fmt.Errorf("allowing %s: %w", path, err)
 	}
-	defer unix.Close(fd) //nolint:errcheck // a descriptor of ours
+	defer unix.Close(fd)
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		return fmt.Errorf("allowing %s: %w", path, err)
@@ -114,7 +114,7 @@ func interpreter(program string) (string, error) {
 	if err != nil {
 		return "", fault.Wrap(fault.Unsupported, err, "the VMM %s cannot be executed", program).WithHint("check that it is a program for this machine")
 	}
-	defer f.Close() //nolint:errcheck // only read
+	defer f.Close()
 	for _, p := range f.Progs {
 		if p.Type != elf.PT_INTERP {
 			continue

@@ -182,7 +182,7 @@ func TestOrphanedInnerStage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer reportR.Close() //nolint:errcheck // a test's
+	defer reportR.Close()
 	gateR, gateW, err := blockingPipe()
 	if err != nil {
 		t.Fatal(err)

@@ -167,7 +167,7 @@ func (o *outer) fork(a attempt, stderrW, gateR int) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	defer unix.Close(planFD) //nolint:errcheck // a descriptor of ours
+	defer unix.Close(planFD)
 	files := []uintptr{0, uintptr(stderrW), uintptr(stderrW)}
 	for _, fd := range o.files {
 		files = append(files, uintptr(fd))

@@ -43,7 +43,7 @@ func waitEvent(ctx context.Context, fd int) (int16, error) {
 	if err != nil {
 		return 0, fmt.Errorf("making an eventfd: %w", err)
 	}
-	defer unix.Close(wake) //nolint:errcheck // a descriptor of ours
+	defer unix.Close(wake)
 	written := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(written)

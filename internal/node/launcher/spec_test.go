@@ -196,8 +196,8 @@ func TestFilesKeepTheirMode(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer r.Close() //nolint:errcheck // a test's
-	defer w.Close() //nolint:errcheck // a test's
+	defer r.Close()
+	defer w.Close()
 	v := waiting(t, Spec{Lifeline: r, Files: []*os.File{w}})
 	for _, f := range []*os.File{r, w} {
 		rc, err := f.SyscallConn()

@@ -65,7 +65,6 @@ type birth struct {
 	told    layers
 	abi     int
 	vmm     Identity
-	reaped  bool
 }
 
 // descriptors are those that the outer stage gets, 3 and up; all are copies.
@@ -123,7 +122,7 @@ func (b *birth) exec(s *Spec, pl *plan, d *descriptors) (int, error) {
 	if err != nil {
 		return 0, fmt.Errorf("starting the launcher: %w", err)
 	}
-	defer null.Close() //nolint:errcheck // only passed on
+	defer null.Close()
 	sys := &syscall.SysProcAttr{Setsid: true, PidFD: &b.pidfd}
 	var files []*os.File
 	if s.Lifeline != nil {
@@ -297,7 +296,7 @@ func (b *birth) abort() {
 		_ = killAndWait(context.Background(), b.vmm)
 	}
 	_ = unix.Kill(b.pid, unix.SIGKILL) // our child, not waited for yet
-	waitChild(b.pid)
+	_, _ = waitChild(b.pid)
 	// The last writer is gone when the inner stage is, by its parent-death signal.
 	_ = b.reports.SetReadDeadline(time.Time{})
 	dec := json.NewDecoder(io.LimitReader(b.reports, maxReports))

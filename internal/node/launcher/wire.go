@@ -115,7 +115,7 @@ func readPlan(fd int) (*plan, error) {
 	if f == nil {
 		return nil, fmt.Errorf("descriptor %d is not open", fd)
 	}
-	defer f.Close() //nolint:errcheck // only read
+	defer f.Close()
 	b, err := io.ReadAll(io.NewSectionReader(f, 0, maxPlan))
 	if err != nil {
 		return nil, fmt.Errorf("reading the plan: %w", err)
