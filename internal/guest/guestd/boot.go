@@ -49,7 +49,7 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	return Serve(Config{Port: port, Machine: vm, ReapAll: true, Log: say}, -1)
+	return Serve(Config{Port: port, Machine: vm, ReapAll: true, Batch: setBatch, Log: say}, -1)
 }
 
 // say writes a line to the console.

@@ -3,6 +3,7 @@ package guestd
 import (
 	"strconv"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -80,6 +81,7 @@ func (s *server) wantOutput(p *process, f *outFlow) {
 
 // readOutput takes what the pipe has and there is room for.
 func (s *server) readOutput(p *process, f *outFlow) {
+	s.pace.read(time.Now())
 	for f.fd >= 0 {
 		space := f.buf.Space()
 		if f.final >= 0 {

@@ -18,6 +18,10 @@ type Config struct {
 	// is. Otherwise it waits for the processes it started alone.
 	ReapAll bool
 
+	// Batch makes the loop's thread a batch job, while commands flood it, or a
+	// normal one again; nil leaves it alone.
+	Batch func(on bool)
+
 	// Log takes one line about what should not happen; nil discards it.
 	Log func(line string)
 }
@@ -30,6 +34,7 @@ type server struct {
 	reader *guestwire.Reader
 	synced bool // frames follow each other; otherwise a hello is looked for
 	out    output
+	pace   pace
 
 	generation uint32
 	lastReq    uint32
@@ -80,6 +85,7 @@ func Serve(cfg Config, stop int) error {
 	}
 	s.reader = guestwire.NewReader(cfg.Port, true)
 	s.out.port = cfg.Port
+	s.pace.set = cfg.Batch
 	s.reaper.start(s.wakeFD, cfg.ReapAll)
 	defer s.reaper.close()
 	defer s.killAll()
