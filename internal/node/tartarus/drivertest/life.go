@@ -140,7 +140,7 @@ func redial(t *testing.T, k *kit, vm tartarus.VM, session *guestdial.Session) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer first.Close() //nolint:errcheck // taken away by the session
+	defer first.Close() // taken away by the session
 	if got := k.command(t, session, 2, append(slices.Clone(k.h.Echo), "again")); got != "again\n" {
 		t.Errorf("after a new stream the command says %q", got)
 	}

@@ -168,7 +168,7 @@ func killAtOnce(t *testing.T, k *kit) {
 		wg.Go(func() { k.kill(t, vm) })
 	}
 	wg.Wait()
-	<-dialled // whether it was quick enough or not
+	_ = <-dialled // whether it was quick enough or not
 	e := vm.Exit()
 	if !e.ByKill || e.Signal == 0 || e.Code != -1 || time.Since(e.At) > time.Minute {
 		t.Errorf("a killed VM ended by %+v", e)
@@ -264,7 +264,7 @@ func lifeline(t *testing.T, k *kit) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer r.Close() //nolint:errcheck // read by nobody
+	defer r.Close() // read by nobody
 	s := k.spec(t)
 	s.Lifeline = r
 	vm := k.start(t, s)

@@ -254,7 +254,7 @@ func TestRefusals(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer s.Close() //nolint:errcheck // ended with the VM
+	defer s.Close() // ended with the VM
 	if err := s.Setup(t.Context(), guestwire.Setup{}); err == nil || !strings.Contains(err.Error(), "no disk") {
 		t.Errorf("setup: %v", err)
 	}
@@ -368,7 +368,7 @@ func runOne(t *testing.T, vm tartarus.VM, i int) {
 		t.Error(err)
 		return
 	}
-	defer s.Close() //nolint:errcheck // the VM lives on
+	defer s.Close() // the VM lives on
 	var o outputs
 	err = s.Setup(t.Context(), guestwire.Setup{})
 	if err == nil {

@@ -63,7 +63,7 @@ func (v *VM) begin() error {
 		}
 		stop := context.AfterFunc(v.ctx, func() { _ = line.SetReadDeadline(time.Unix(1, 0)) })
 		v.wg.Go(func() {
-			defer line.Close() //nolint:errcheck // a copy
+			defer line.Close() // a copy
 			defer stop()
 			if _, err := io.Copy(io.Discard, line); err == nil {
 				v.finish(tartarus.Exit{Code: -1, Signal: int(syscall.SIGKILL)})

@@ -97,7 +97,7 @@ func (d *Driver) probe(ctx context.Context, p ProbeSpec) (why string, err error)
 	if err != nil {
 		return "", err
 	}
-	defer os.RemoveAll(dir) //nolint:errcheck // a few small files
+	defer os.RemoveAll(dir) // a few small files
 	timeout := p.Timeout
 	if timeout <= 0 {
 		timeout = defaultProbeTimeout

@@ -144,7 +144,7 @@ func (d *Driver) trial(ctx context.Context) (sandbox.Isolation, error) {
 	if err != nil {
 		return fail(err)
 	}
-	defer os.RemoveAll(dir) //nolint:errcheck // a few small files
+	defer os.RemoveAll(dir) // a few small files
 	group, err := d.makeGroup(filepath.Base(dir), dir, tartarus.MinMemoryMiB, 1)
 	if err != nil {
 		return fail(err)

@@ -69,7 +69,7 @@ var makeGuest = sync.OnceValues(func() (*guest, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer os.RemoveAll(tmp) //nolint:errcheck // one file
+	defer os.RemoveAll(tmp) // one file
 	build := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", filepath.Join(tmp, "init"), "github.com/tartarus-vm/tartarus/cmd/tartarus-guest")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {

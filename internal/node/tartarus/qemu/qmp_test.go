@@ -180,7 +180,7 @@ func TestMonitorOrder(t *testing.T) {
 	rapid.Check(t, func(r *rapid.T) {
 		n := rapid.IntRange(1, 12).Draw(r, "commands")
 		ours, theirs := net.Pipe()
-		defer theirs.Close() //nolint:errcheck // a pipe
+		defer theirs.Close() // a pipe
 		perm := rapid.Permutation(indices(n)).Draw(r, "answers")
 		go answerAll(theirs, perm)
 		m, err := openMonitor(t.Context(), ours, func(string, json.RawMessage) {})

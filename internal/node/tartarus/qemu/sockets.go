@@ -18,7 +18,7 @@ func withSocketName(path string, do func(name string) error) error {
 	if err != nil {
 		return &os.PathError{Op: "open", Path: filepath.Dir(path), Err: err}
 	}
-	defer unix.Close(dir) //nolint:errcheck // an O_PATH descriptor holds nothing back
+	defer unix.Close(dir) // an O_PATH descriptor holds nothing back
 	return do("/proc/self/fd/" + strconv.Itoa(dir) + "/" + filepath.Base(path))
 }
 
