@@ -58,6 +58,11 @@ func TestBoot(t *testing.T) {
 	dies := fakevm.Script{NeverBoots: true, EndAfter: time.Second, End: tartarus.Exit{Code: 3, Stderr: "kernel panic"}}
 	broken := fakevm.Script{StartErr: fault.New(fault.Unsupported, "no such machine")}
 	stuck := fakevm.Script{StartDelay: time.Hour}
+	computing := func(share float64) func(time.Duration) tartarus.Sample {
+		return func(age time.Duration) tartarus.Sample { return tartarus.Sample{CPUSeconds: share * age.Seconds()} }
+	}
+	slowly := fakevm.Script{BootDelay: 55 * time.Second, Sample: computing(0.1)}
+	spins := fakevm.Script{NeverBoots: true, Sample: computing(1)}
 	for name, c := range map[string]struct {
 		scripts []fakevm.Script
 		policy  tartarus.BootPolicy
@@ -72,6 +77,8 @@ func TestBoot(t *testing.T) {
 		"ends once":           {scripts: []fakevm.Script{dies, good}, attempt: 2, took: 2 * time.Second},
 		"start hangs once":    {scripts: []fakevm.Script{stuck, good}, attempt: 2, took: 21 * time.Second},
 		"slow host":           {scripts: []fakevm.Script{slow}, attempt: 2, took: 50 * time.Second},
+		"slow, but computes":  {scripts: []fakevm.Script{slowly}, attempt: 1, took: 55 * time.Second},
+		"spins once":          {scripts: []fakevm.Script{spins, good}, attempt: 2, took: 36 * time.Second}, // 30 s of CPU, seen at the next look
 		"hangs always":        {scripts: []fakevm.Script{hung}, attempt: 3, took: 120 * time.Second, kind: fault.Unavailable, says: "did not answer in 1m0s"},
 		"ends always":         {scripts: []fakevm.Script{dies}, attempt: 3, took: 3 * time.Second, kind: fault.Unavailable, says: "kernel panic"},
 		"cannot start":        {scripts: []fakevm.Script{broken, good}, attempt: 1, kind: fault.Unsupported, says: "no such machine"},
