@@ -41,6 +41,7 @@ func run() error {
 	if err := loadModules(); err != nil {
 		return err
 	}
+	loopbackUp()
 	port, err := openPort()
 	if err != nil {
 		return err

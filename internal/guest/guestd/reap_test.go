@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tartarus-vm/tartarus/internal/guest/guestd"
+	"github.com/tartarus-vm/tartarus/internal/node/launcher"
 )
 
 // asInit makes the test binary a guest that waits for every child there is,
@@ -20,6 +21,7 @@ import (
 const asInit = "GUESTD_TEST_SOCKET"
 
 func TestMain(m *testing.M) {
+	launcher.Main() // a VMM of the tests is started through this binary
 	if path := os.Getenv(asInit); path != "" {
 		if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 			panic(err)

@@ -1,6 +1,7 @@
 package guestd
 
 import (
+	"errors"
 	"sync"
 	"syscall"
 
@@ -36,7 +37,7 @@ func (r *reaper) start(wake int, all bool) {
 // started says that there is a new child.
 func (r *reaper) started(pid int) {
 	if !r.all {
-		r.work.Go(func() { r.wait(pid) })
+		r.work.Go(func() { _ = r.wait(pid) }) // it can only be reaped already, by a failed exec
 		return
 	}
 	select {
@@ -48,9 +49,9 @@ func (r *reaper) started(pid int) {
 // reapAll waits for whatever child ends, orphans that fell to us included.
 func (r *reaper) reapAll() {
 	for {
-		switch err := r.wait(-1); err {
-		case nil:
-		case syscall.ECHILD:
+		switch err := r.wait(-1); {
+		case err == nil:
+		case errors.Is(err, syscall.ECHILD):
 			if _, ok := <-r.kick; !ok {
 				return
 			}

@@ -160,9 +160,9 @@ func (s *server) receive() {
 		if err == nil {
 			err = s.handle(t, payload)
 		}
-		switch err {
-		case nil:
-		case errAgain:
+		switch {
+		case err == nil:
+		case errors.Is(err, errAgain):
 			return
 		default:
 			// A torn frame, or worse. Only a hello helps.

@@ -1,6 +1,7 @@
 package guestd
 
 import (
+	"errors"
 	"strings"
 	"syscall"
 
@@ -96,14 +97,20 @@ func (s *server) spawn(m *guestwire.Start) (child, *startError) {
 	c, err := fork(path, cwd, env, m, who, cage)
 	if err != nil {
 		cage.Close()
-		code := uint8(codeOther)
-		switch err {
-		case syscall.EACCES, syscall.ENOEXEC, syscall.ENOENT, syscall.EISDIR, syscall.ELIBBAD:
-			code = codeNotExecutable // it was found; ENOENT is its interpreter's
-		}
-		return child{}, &startError{code, m.Argv[0] + ": " + err.Error()}
+		return child{}, &startError{execCode(err), m.Argv[0] + ": " + err.Error()}
 	}
 	return c, nil
+}
+
+// execCode is the code for a command that was found and could not be executed.
+// ENOENT is its interpreter's.
+func execCode(err error) uint8 {
+	for _, e := range [...]syscall.Errno{syscall.EACCES, syscall.ENOEXEC, syscall.ENOENT, syscall.EISDIR, syscall.ELIBBAD} {
+		if errors.Is(err, e) {
+			return codeNotExecutable
+		}
+	}
+	return codeOther
 }
 
 // pipes are both ends of a child's three streams; -1 for none.
@@ -223,7 +230,7 @@ func enterable(m *guestwire.Start, who Account) (string, *startError) {
 	}
 	var st unix.Stat_t
 	err := unix.Stat(cwd, &st)
-	if err == unix.ENOENT && m.MakeCwd {
+	if errors.Is(err, unix.ENOENT) && m.MakeCwd {
 		if err = makeFolders(cwd, who); err == nil {
 			err = unix.Stat(cwd, &st)
 		}
@@ -232,7 +239,7 @@ func enterable(m *guestwire.Start, who Account) (string, *startError) {
 		err = unix.ENOTDIR
 	}
 	if err != nil {
-		if m.Cwd == "" && err == unix.ENOENT {
+		if m.Cwd == "" && errors.Is(err, unix.ENOENT) {
 			return "/", nil // a user without a home
 		}
 		return "", &startError{codeOther, "working directory " + cwd + ": " + err.Error()}
@@ -246,13 +253,13 @@ func makeFolders(path string, who Account) error {
 		return nil
 	}
 	err := unix.Mkdir(path, 0o755)
-	if err == unix.ENOENT {
+	if errors.Is(err, unix.ENOENT) {
 		if err = makeFolders(path[:strings.LastIndexByte(path, '/')], who); err != nil {
 			return err
 		}
 		err = unix.Mkdir(path, 0o755)
 	}
-	if err == unix.EEXIST {
+	if errors.Is(err, unix.EEXIST) {
 		return nil
 	}
 	if err == nil && who.Switch {

@@ -28,7 +28,7 @@ func findAccount(user, passwd, group string) (Account, error) {
 		}
 		uid, ok1 := parseID(f[2])
 		gid, ok2 := parseID(f[3])
-		if !ok1 || !ok2 || f[0] != name && !(numeric && uid == id) {
+		if found := f[0] == name || numeric && uid == id; !ok1 || !ok2 || !found {
 			continue
 		}
 		known = true

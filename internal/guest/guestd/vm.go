@@ -58,7 +58,6 @@ func (v *vm) Setup(s *guestwire.Setup) error {
 		}
 		v.scratch = scratchDevice
 	}
-	loopbackUp()
 	identify(s)
 	return nil
 }

@@ -159,7 +159,7 @@ func (r *Reader) skipPads() error {
 func (r *Reader) need(n int) error {
 	for r.to-r.from < n {
 		if err := r.fill(); err != nil {
-			if err == io.EOF && r.from < r.to {
+			if errors.Is(err, io.EOF) && r.from < r.to {
 				err = io.ErrUnexpectedEOF
 			}
 			return err

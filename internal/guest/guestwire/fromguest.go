@@ -58,13 +58,23 @@ type Stats struct {
 	Usage Usage
 }
 
-// Type is TypeHelloGuest; and so on for every message.
-func (*HelloGuest) Type() Type  { return TypeHelloGuest }
-func (*Reply) Type() Type       { return TypeReply }
-func (*Started) Type() Type     { return TypeStarted }
+// Type is TypeHelloGuest.
+func (*HelloGuest) Type() Type { return TypeHelloGuest }
+
+// Type is TypeReply.
+func (*Reply) Type() Type { return TypeReply }
+
+// Type is TypeStarted.
+func (*Started) Type() Type { return TypeStarted }
+
+// Type is TypeStartFailed.
 func (*StartFailed) Type() Type { return TypeStartFailed }
-func (*Exit) Type() Type        { return TypeExit }
-func (*Stats) Type() Type       { return TypeStats }
+
+// Type is TypeExit.
+func (*Exit) Type() Type { return TypeExit }
+
+// Type is TypeStats.
+func (*Stats) Type() Type { return TypeStats }
 
 func (m *HelloGuest) encode(e *encoder) {
 	e.u64(magicGuest)

@@ -121,20 +121,44 @@ type EOF struct {
 	Offset int64
 }
 
-// Type is TypeHelloHost; and so on for every message.
-func (*HelloHost) Type() Type    { return TypeHelloHost }
-func (*Setup) Type() Type        { return TypeSetup }
-func (*PutFile) Type() Type      { return TypePutFile }
-func (*FileData) Type() Type     { return TypeFileData }
-func (*Part) Type() Type         { return TypePart }
-func (*Start) Type() Type        { return TypeStart }
-func (*Signal) Type() Type       { return TypeSignal }
+// Type is TypeHelloHost.
+func (*HelloHost) Type() Type { return TypeHelloHost }
+
+// Type is TypeSetup.
+func (*Setup) Type() Type { return TypeSetup }
+
+// Type is TypePutFile.
+func (*PutFile) Type() Type { return TypePutFile }
+
+// Type is TypeFileData.
+func (*FileData) Type() Type { return TypeFileData }
+
+// Type is TypePart.
+func (*Part) Type() Type { return TypePart }
+
+// Type is TypeStart.
+func (*Start) Type() Type { return TypeStart }
+
+// Type is TypeSignal.
+func (*Signal) Type() Type { return TypeSignal }
+
+// Type is TypeStatsRequest.
 func (*StatsRequest) Type() Type { return TypeStatsRequest }
-func (*Shutdown) Type() Type     { return TypeShutdown }
-func (*Release) Type() Type      { return TypeRelease }
-func (*Data) Type() Type         { return TypeData }
-func (*Credit) Type() Type       { return TypeCredit }
-func (*EOF) Type() Type          { return TypeEOF }
+
+// Type is TypeShutdown.
+func (*Shutdown) Type() Type { return TypeShutdown }
+
+// Type is TypeRelease.
+func (*Release) Type() Type { return TypeRelease }
+
+// Type is TypeData.
+func (*Data) Type() Type { return TypeData }
+
+// Type is TypeCredit.
+func (*Credit) Type() Type { return TypeCredit }
+
+// Type is TypeEOF.
+func (*EOF) Type() Type { return TypeEOF }
 
 func (m *HelloHost) encode(e *encoder) {
 	e.u64(magicHost)

@@ -163,7 +163,7 @@ func TestLongStart(t *testing.T) {
 				t.Fatalf("request %d of %d frames from %d", got.Req, n, m.Req)
 			}
 		}
-		if _, _, err := r.Next(); err != io.EOF {
+		if _, _, err := r.Next(); !errors.Is(err, io.EOF) {
 			t.Fatalf("after the last frame: %v", err)
 		}
 	})
@@ -256,7 +256,7 @@ func TestReaderRefuses(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if _, _, err := NewReader(bytes.NewReader([]byte{1, 2}), false).Next(); err != io.ErrUnexpectedEOF {
+	if _, _, err := NewReader(bytes.NewReader([]byte{1, 2}), false).Next(); !errors.Is(err, io.ErrUnexpectedEOF) {
 		t.Errorf("cut off: %v", err)
 	}
 }
