@@ -24,7 +24,7 @@ func Main() {
 		err = errors.New("the loop ended")
 	}
 	say("fatal: " + err.Error())
-	powerOff()
+	powerOff(mustReset())
 	for {
 		_ = unix.Pause()
 	}
@@ -135,9 +135,18 @@ func loadModules() error {
 	return nil
 }
 
+// mustReset reports whether the machine cannot be switched off: one with
+// vsock has no power switch, and its kernel would halt for ever.
+func mustReset() bool {
+	kind, err := channel()
+	return err == nil && kind == channelVsock
+}
+
 // powerOff ends the VM. Where the machine cannot be switched off it is reset,
 // and the host runs the VMM so that a reset ends it.
-func powerOff() {
-	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
+func powerOff(reset bool) {
+	if !reset {
+		_ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
+	}
 	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
 }

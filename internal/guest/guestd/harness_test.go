@@ -46,15 +46,8 @@ func (group) Empty() bool   { return true }
 func (group) Events() int   { return -1 }
 func (group) Close()        {}
 
-// sockets is a port of Unix sockets: a new connection takes the place of the
-// one before, as a returning host does on virtio-serial.
-type sockets struct {
-	listener int
-	conn     int
-	epfd     int
-}
-
-func listenOn(path string) (*sockets, error) {
+// listenOn is a port like that of vsock, on a Unix socket.
+func listenOn(path string) (*guestd.Accepting, error) {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
@@ -62,57 +55,7 @@ func listenOn(path string) (*sockets, error) {
 	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: path}); err != nil {
 		return nil, err
 	}
-	return &sockets{listener: fd, conn: -1}, unix.Listen(fd, 8)
-}
-
-func (p *sockets) Register(epfd int) error {
-	p.epfd = epfd
-	return unix.EpollCtl(epfd, unix.EPOLL_CTL_ADD, p.listener, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(p.listener)})
-}
-
-func (p *sockets) Ready(fd int) bool {
-	if fd == p.listener {
-		conn, _, err := unix.Accept4(fd, unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
-		if err == nil {
-			p.close()
-			p.conn = conn
-			_ = unix.EpollCtl(p.epfd, unix.EPOLL_CTL_ADD, conn, &unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLET&0xffffffff, Fd: int32(conn)})
-		}
-		return true
-	}
-	return fd == p.conn
-}
-
-func (p *sockets) close() {
-	if p.conn >= 0 {
-		unix.Close(p.conn)
-	}
-	p.conn = -1
-}
-
-func (p *sockets) move(n int, err error) (int, error) {
-	switch {
-	case errors.Is(err, unix.EINTR), errors.Is(err, unix.EAGAIN):
-		return 0, guestd.ErrAgain
-	case err != nil || n <= 0:
-		p.close()
-		return 0, guestd.ErrAgain
-	}
-	return n, nil
-}
-
-func (p *sockets) Read(b []byte) (int, error) {
-	if p.conn < 0 {
-		return 0, guestd.ErrAgain
-	}
-	return p.move(unix.Read(p.conn, b))
-}
-
-func (p *sockets) Write(b []byte) (int, error) {
-	if p.conn < 0 {
-		return 0, guestd.ErrAgain
-	}
-	return p.move(unix.SendmsgN(p.conn, b, nil, nil, unix.MSG_NOSIGNAL))
+	return guestd.ListenOn(fd)
 }
 
 // guest is a guestd under test.
@@ -142,8 +85,7 @@ func start(t *testing.T) *guest {
 		if err := <-ended; err != nil {
 			t.Error(err)
 		}
-		port.close()
-		unix.Close(port.listener)
+		port.Close()
 		unix.Close(stop[0])
 	})
 	return g

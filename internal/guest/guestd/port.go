@@ -13,24 +13,41 @@ const (
 )
 
 // channelOption on the kernel's command line says over what the host speaks.
-// Only virtio-serial is built so far; the other kind will be vsock.
 const channelOption = "tartarus.channel="
 
-func openPort() (Port, error) {
+// The channels.
+const (
+	channelSerial = "virtio-serial" // without the option
+	channelVsock  = "vsock"
+)
+
+// channel is the one that the kernel's command line names.
+func channel() (string, error) {
 	line, err := readFile("/proc/cmdline", 1<<16)
 	if err != nil {
-		return nil, err
+		return "", err
 	}
-	kind := "virtio-serial"
+	kind := channelSerial
 	for word := range strings.FieldsSeq(line) {
 		if v, ok := strings.CutPrefix(word, channelOption); ok {
 			kind = v
 		}
 	}
-	if kind != "virtio-serial" {
-		return nil, errors.New("unknown channel " + kind)
+	return kind, nil
+}
+
+func openPort() (Port, error) {
+	kind, err := channel()
+	if err != nil {
+		return nil, err
 	}
-	return openSerial()
+	switch kind {
+	case channelSerial:
+		return openSerial()
+	case channelVsock:
+		return openVsock()
+	}
+	return nil, errors.New("unknown channel " + kind)
 }
 
 // serial is a named port of virtio-serial. The device is opened once; hosts

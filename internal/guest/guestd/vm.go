@@ -16,6 +16,7 @@ type vm struct {
 	cgroups int // the root of the cgroup tree
 	box     int // the cgroup of all commands; -1 until Setup
 	scratch string
+	reset   bool // its end is a reset
 }
 
 func newVM() (*vm, error) {
@@ -23,7 +24,7 @@ func newVM() (*vm, error) {
 	if err != nil {
 		return nil, wrap("opening the cgroup tree", err)
 	}
-	return &vm{cgroups: fd, box: -1}, nil
+	return &vm{cgroups: fd, box: -1, reset: mustReset()}, nil
 }
 
 // spare is what stays for init and the kernel of the memory that is available
@@ -215,4 +216,4 @@ func (c *cgroup) Close() {
 	c.fd, c.events = -1, -1
 }
 
-func (v *vm) PowerOff() { powerOff() }
+func (v *vm) PowerOff() { powerOff(v.reset) }

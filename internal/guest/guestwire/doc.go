@@ -71,3 +71,7 @@ const (
 	MinVersion = 1
 	Version    = 1
 )
+
+// VsockPort is where the guest listens for the host, on a machine whose stream
+// is vsock.
+const VsockPort = 1024
