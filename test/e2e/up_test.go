@@ -165,7 +165,7 @@ tenants:
 
 // crowd is how many sandboxes are posted at once: all share two cores, and
 // each boots a VM.
-const crowd = 40
+const crowd = 100
 
 func TestManyAtOnceNeverMoreThanTheLimitEachOnce(t *testing.T) {
 	state, file := newState(t), orders(t)

@@ -1,5 +1,5 @@
-// Package cerberus is the authentication: from a token, or from the peer of a
-// Unix socket, to the principal who calls.
+// Package cerberus is the authentication: from a token to the principal who
+// calls. (On a Unix socket the kernel says who that is, and olympus asks it.)
 //
 // A token is "tart_" and 256 random bits in base64url. Only its SHA-256 is
 // kept, so whoever reads the ledger cannot call. Attempts with bad tokens are

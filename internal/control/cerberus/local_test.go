@@ -1,14 +1,12 @@
 package cerberus_test
 
 import (
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 
-	"github.com/tartarus-vm/tartarus/internal/control/cerberus"
 	"github.com/tartarus-vm/tartarus/internal/fault"
 	"github.com/tartarus-vm/tartarus/internal/sandbox"
 )
@@ -75,45 +73,5 @@ func TestAdminTokenFileRefused(t *testing.T) {
 	}
 	if len(b.tokens) != 0 {
 		t.Error("a token was kept")
-	}
-}
-
-func TestPeerOf(t *testing.T) {
-	for _, c := range []struct {
-		uid, self int
-		ok        bool
-	}{{1000, 1000, true}, {0, 1000, true}, {0, 0, true}, {1000, 0, false}, {1001, 1000, false}} {
-		p, err := cerberus.PeerOf(c.uid, c.self)
-		if c.ok && (err != nil || p.Tenant != "local" || !p.Has(sandbox.ScopeAdmin) || p.TokenID == "") {
-			t.Errorf("%+v: %+v, %v", c, p, err)
-		}
-		if !c.ok && (!fault.Is(err, fault.Unauthenticated) || p.Tenant != "") {
-			t.Errorf("%+v: %+v, %v", c, p, err)
-		}
-	}
-}
-
-func TestPeer(t *testing.T) {
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(t.TempDir(), "s"), Net: "unix"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	out, err := net.Dial("unix", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer out.Close()
-	in, err := l.AcceptUnix()
-	if err != nil {
-		t.Fatal(err)
-	}
-	p, err := cerberus.Peer(in)
-	if err != nil || p.Tenant != "local" || !p.Has(sandbox.ScopeAdmin) {
-		t.Errorf("%+v, %v", p, err)
-	}
-	in.Close()
-	if _, err := cerberus.Peer(in); !fault.Is(err, fault.Unauthenticated) {
-		t.Errorf("a closed connection: %v", err)
 	}
 }

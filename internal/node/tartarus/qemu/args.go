@@ -8,6 +8,11 @@ import (
 	"github.com/tartarus-vm/tartarus/internal/node/tartarus"
 )
 
+// tcgCPU is everything that TCG emulates, without the string instructions that
+// guests take for fast: under translation a plain loop is faster (boots took 8 %
+// less CPU without them).
+const tcgCPU = "max,-erms,-fsrm"
+
 // The descriptors that QEMU is born with, in the order of Spec.Files.
 const (
 	fdMonitor = 3 + iota // listening socket of the monitor
@@ -78,7 +83,7 @@ func (b boot) args() []string {
 	if b.accel == "kvm" {
 		a = append(a, "-accel", "kvm", "-cpu", "host")
 	} else {
-		a = append(a, "-accel", fmt.Sprintf("tcg,thread=multi,tb-size=%d", translationMiB), "-cpu", "max")
+		a = append(a, "-accel", fmt.Sprintf("tcg,thread=multi,tb-size=%d", translationMiB), "-cpu", tcgCPU)
 	}
 	if b.disks {
 		a = append(a, disk("root", fdRoot, "read-only=on")...)
