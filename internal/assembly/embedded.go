@@ -92,6 +92,7 @@ type embedded struct {
 	paths     paths
 	home      home
 	images    *nyx.Store
+	blobs     *dirblobs.Store // of images
 	driver    tartarus.Driver
 	book      *sqliteledger.Ledger
 	key       *seal.Key
@@ -159,11 +160,11 @@ func (e *embedded) openHome() error {
 func newULID() string { return strings.ToLower(ulid.MustNew(ulid.Now(), rand.Reader).String()) }
 
 func (e *embedded) openImages(ctx context.Context) error {
-	images, _, err := openImages(e.paths, nyx.Config{Log: e.log})
+	images, blobs, err := openImages(e.paths, nyx.Config{Log: e.log})
 	if err != nil {
 		return err
 	}
-	e.images = images
+	e.images, e.blobs = images, blobs
 	if err := ensureBundle(ctx, images, e.cfg.Progress); err != nil {
 		return err
 	}
@@ -303,6 +304,7 @@ func (e *embedded) newServer(reg *hades.Registry, metrics *prometheus.Registry) 
 		Auth: e.guard, Admission: adm, Records: e.book, Killing: e.book, Nodes: reg, Blobs: e.logs,
 		Operator: olympus.Operator{Templates: e.images, Nodes: reg, Audit: e.book, Policies: e.policies, Tokens: e.guard},
 		Metrics:  metrics, Log: e.log,
+		Ready: func(ctx context.Context) error { _, err := e.book.Nodes(ctx); return err },
 	})
 }
 
