@@ -68,6 +68,9 @@ func (in *inner) confine(firstOwn int) error {
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil { // until the exec, which sets it again
 		return fmt.Errorf("clearing dumpable: %w", err)
 	}
+	if pl.Jail != nil {
+		return in.prepareJail()
+	}
 	linker, err := interpreter(pl.Argv[0])
 	if err != nil {
 		return err
@@ -90,13 +93,16 @@ func (in *inner) confine(firstOwn int) error {
 		return fmt.Errorf("setting no_new_privs: %w", err)
 	}
 	l.add(LayerNoNewPrivs)
-	for _, p := range slices.Concat(pl.ReadOnly, execute) {
+	if err := in.enterSockets(); err != nil {
+		return err
+	}
+	for _, p := range slices.Concat(pl.ReadOnly, execute, pl.Writable) {
 		if err := unix.Access(p, unix.R_OK); err != nil {
 			return fault.Wrap(fault.Unsupported, err, "the VMM's user cannot read %s", p).
 				WithHint("make the file readable for everyone, and give the agent the rights for a mount namespace")
 		}
 	}
-	in.abi, err = restrictFiles(pl.ReadOnly, execute, pl.Devices, l)
+	in.abi, err = restrictFiles(pl, execute, l)
 	return err
 }
 
@@ -110,7 +116,7 @@ func (in *inner) changeRoot(readOnly []string) error {
 		return fmt.Errorf("hiding the host's name: %w", err)
 	}
 	unix.Umask(0o022) // what is made here must be passable for the VMM's user
-	if err := privateRoot(in.plan.Dir, readOnly, in.plan.Devices); err != nil {
+	if err := privateRoot(in.plan, readOnly); err != nil {
 		in.layers.miss(LayerPrivateRoot, err.Error())
 		return nil
 	}
@@ -168,18 +174,23 @@ func (in *inner) become() error {
 		return err
 	}
 	argv, env := pointers(in.plan.Argv), pointers(in.plan.Env)
-	filter, ferr := assemble(rules(in.plan.Syscalls, os.Getpid(), uintptr(unsafe.Pointer(program))))
+	var filter []unix.SockFilter
+	var ferr error
+	if in.plan.Jail == nil {
+		filter, ferr = assemble(slices.Concat(rules(in.plan.Syscalls, os.Getpid(), uintptr(unsafe.Pointer(program))), in.socketRules()))
+	}
 	if a := in.plan.Limits.AddressSpace; a != 0 {
 		if err := unix.Prlimit(0, unix.RLIMIT_AS, &unix.Rlimit{Cur: a, Max: a}, nil); err != nil {
 			return fmt.Errorf("limiting the address space: %w", err)
 		}
 	}
-	if ferr == nil {
+	if ferr == nil && filter != nil {
 		ferr = installFilter(filter)
 	}
-	if ferr != nil {
+	switch {
+	case ferr != nil:
 		in.layers.miss(LayerSeccomp, ferr.Error())
-	} else {
+	case filter != nil:
 		in.layers.add(LayerSeccomp)
 	}
 	if name, why := in.layers.lacks(in.plan.Require); name != "" {

@@ -36,9 +36,10 @@ var abis = []landlockABI{
 }
 
 // restrictFiles confines the calling thread, and what it executes, to reading
-// the files named, executing two, and using the devices. It returns the ABI,
+// the files named, executing two, using the devices, writing the files that
+// are the VMM's own, and making sockets in its folder. It returns the ABI,
 // 0 when the kernel has none.
-func restrictFiles(readOnly, execute, devices []string, l *layers) (int, error) {
+func restrictFiles(pl *plan, execute []string, l *layers) (int, error) {
 	r0, _, e := unix.RawSyscall(unix.SYS_LANDLOCK_CREATE_RULESET, 0, 0, unix.LANDLOCK_CREATE_RULESET_VERSION)
 	v := int(r0)
 	if e != 0 || v < 1 {
@@ -60,9 +61,11 @@ func restrictFiles(readOnly, execute, devices []string, l *layers) (int, error) 
 		paths []string
 		allow uint64
 	}{
-		{readOnly, unix.LANDLOCK_ACCESS_FS_READ_FILE | unix.LANDLOCK_ACCESS_FS_READ_DIR},
+		{pl.ReadOnly, unix.LANDLOCK_ACCESS_FS_READ_FILE | unix.LANDLOCK_ACCESS_FS_READ_DIR},
 		{execute, unix.LANDLOCK_ACCESS_FS_READ_FILE | unix.LANDLOCK_ACCESS_FS_EXECUTE},
-		{devices, unix.LANDLOCK_ACCESS_FS_READ_FILE | unix.LANDLOCK_ACCESS_FS_WRITE_FILE | unix.LANDLOCK_ACCESS_FS_IOCTL_DEV},
+		{pl.Devices, unix.LANDLOCK_ACCESS_FS_READ_FILE | unix.LANDLOCK_ACCESS_FS_WRITE_FILE | unix.LANDLOCK_ACCESS_FS_IOCTL_DEV},
+		{pl.Writable, unix.LANDLOCK_ACCESS_FS_READ_FILE | unix.LANDLOCK_ACCESS_FS_WRITE_FILE},
+		{pl.socketFolders(), unix.LANDLOCK_ACCESS_FS_MAKE_SOCK},
 	}
 	for _, r := range rules {
 		for _, p := range r.paths {

@@ -33,6 +33,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/tartarus-vm/tartarus/internal/fault"
@@ -76,10 +77,28 @@ type Spec struct {
 	// Devices are device nodes that the VMM may open, such as /dev/kvm.
 	Devices []string
 
+	// Writable are files of the host that the VMM may read and write, at the
+	// same path: a disk of its own.
+	Writable []string
+
+	// Sockets is "" or the working folder of a VMM that makes Unix sockets of
+	// its own there: existing, and the VMM's to write. Sockets are all that it
+	// can make in it, and it still connects to nobody. Such a VMM may signal
+	// its own threads by tkill, where a PID namespace shows it no others.
+	Sockets string
+
 	// Files become descriptors 3, 4, … of the VMM, in the mode that they have
 	// (os.Pipe and net make non-blocking ones). 0 is /dev/null, 1 and 2 go
 	// to the file stderr in Dir, of which the last StderrBytes are kept.
 	Files []*os.File
+
+	// Hold are files that the outer stage keeps open for the VMM's life, such
+	// as a locked one. The VMM does not get them.
+	Hold []*os.File
+
+	// Jail is nil, or Argv is Firecracker's jailer, which confines instead of
+	// the inner stage: see there.
+	Jail *Jail
 
 	// UID and GID are what the VMM runs as when the agent is root, with no
 	// other groups than its devices'. They must not be 0 then, or the layer
@@ -144,10 +163,21 @@ func (s *Spec) Validate() error {
 	if err := validPaths("devices", s.Devices); err != nil {
 		return err
 	}
-	if len(s.Files) > maxFiles {
-		return fault.Invalid("files", "hand in fewer", "%d files are more than %d", len(s.Files), maxFiles)
+	if err := validPaths("writable", s.Writable); err != nil {
+		return err
 	}
-	for i, f := range s.Files {
+	if s.Sockets != "" {
+		if err := validPaths("sockets", []string{s.Sockets}); err != nil {
+			return err
+		}
+	}
+	if err := s.Jail.validate(); err != nil {
+		return err
+	}
+	if len(s.Files)+len(s.Hold) > maxFiles {
+		return fault.Invalid("files", "hand in fewer", "%d files are more than %d", len(s.Files)+len(s.Hold), maxFiles)
+	}
+	for i, f := range append(slices.Clone(s.Files), s.Hold...) {
 		if f == nil {
 			return fault.Invalid(fmt.Sprintf("files[%d]", i), "hand in an open file", "file %d is nil", i)
 		}

@@ -33,16 +33,17 @@ func attempts() []attempt {
 }
 
 // privateRoot replaces the root of this mount namespace by a read-only one in
-// which only what is named exists. scratch is a folder to build it on; what it
-// holds is not lost, only out of sight.
+// which only what is named exists. The VM's folder is what it is built on; what
+// that holds is not lost, only out of sight.
 //
 // Sources are opened before anything is covered, and copied with their mounts,
-// so it does not matter that they lie below scratch.
-func privateRoot(scratch string, readOnly, devices []string) error {
+// so it does not matter that they lie below it.
+func privateRoot(pl *plan, readOnly []string) error {
+	scratch := pl.Dir
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("making mounts private: %w", err)
 	}
-	trees, err := openTrees(readOnly, devices)
+	trees, err := openTrees(pl, readOnly)
 	defer func() {
 		for _, t := range trees {
 			_ = unix.Close(t.fd)
@@ -69,7 +70,7 @@ type tree struct {
 	dir  bool
 }
 
-func openTrees(readOnly, devices []string) ([]tree, error) {
+func openTrees(pl *plan, readOnly []string) ([]tree, error) {
 	var out []tree
 	open := func(path string, attrs uint64) error {
 		fd, err := unix.OpenTree(unix.AT_FDCWD, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
@@ -94,8 +95,13 @@ func openTrees(readOnly, devices []string) ([]tree, error) {
 			return out, err
 		}
 	}
-	for _, p := range devices {
+	for _, p := range pl.Devices {
 		if err := open(p, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NOEXEC); err != nil {
+			return out, err
+		}
+	}
+	for _, p := range topmost(append(pl.socketFolders(), pl.Writable...)) {
+		if err := open(p, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NOEXEC|unix.MOUNT_ATTR_NODEV); err != nil {
 			return out, err
 		}
 	}

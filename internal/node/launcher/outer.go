@@ -81,6 +81,7 @@ func (o *outer) begin() error {
 		o.files = append(o.files, next)
 		next++
 	}
+	// What is to be held comes after these, and stays open by being left alone.
 	if o.self, err = Identify(os.Getpid()); err != nil {
 		return err
 	}

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
@@ -101,6 +102,7 @@ func fork(s *Spec) (*birth, error) {
 	b := &birth{dir: s.Dir, pidfd: -1}
 	pl := &plan{
 		Argv: s.Argv, Env: s.Env, Dir: s.Dir, ReadOnly: s.ReadOnly, Devices: s.Devices, Syscalls: s.Syscalls,
+		Writable: s.Writable, Sockets: s.Sockets, Jail: s.Jail, Hold: len(s.Hold),
 		UID: s.UID, GID: s.GID, Limits: s.Limits, Require: s.Require, Files: len(s.Files), Lifeline: s.Lifeline != nil,
 	}
 	reportW, goR, err := b.pipes()
@@ -140,7 +142,7 @@ func (b *birth) exec(s *Spec, pl *plan, d *descriptors) (int, error) {
 	if !sys.UseCgroupFD {
 		files = append(files, group...)
 	}
-	for _, f := range append(files, s.Files...) {
+	for _, f := range slices.Concat(files, s.Files, s.Hold) {
 		if err := d.add(f); err != nil {
 			return 0, err
 		}

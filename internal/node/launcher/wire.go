@@ -16,12 +16,16 @@ type plan struct {
 	Dir      string
 	ReadOnly []string
 	Devices  []string
+	Writable []string
+	Sockets  string
+	Jail     *Jail
 	Syscalls []string
 	UID, GID int
 	Limits   Limits
 	Require  []string
 
 	Files    int  // how many follow
+	Hold     int  // how many more follow, for the outer stage itself
 	Lifeline bool // a descriptor follows
 	Cgroups  int  // how many cgroup.procs files follow
 
@@ -32,7 +36,7 @@ type plan struct {
 }
 
 // The outer stage's descriptors: these, then the lifeline, the cgroup.procs
-// files and the VMM's files.
+// files, the VMM's files and those to hold.
 const (
 	fdPlan = 3 + iota
 	fdReport
