@@ -5,6 +5,7 @@ import (
 	"context"
 	"os"
 
+	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 
 	"github.com/tartarus-vm/tartarus/internal/assembly"
@@ -21,13 +22,23 @@ func main() {
 }
 
 func config() cli.Config {
+	width, _, _ := term.GetSize(int(os.Stderr.Fd())) // 0 where there is no terminal
 	return cli.Config{
 		Version: version,
 		IO: cli.IO{
 			In: os.Stdin, Out: os.Stdout, Err: os.Stderr, Lookup: os.LookupEnv,
-			InTerminal:  term.IsTerminal(int(os.Stdin.Fd())),
+			OutTerminal: term.IsTerminal(int(os.Stdout.Fd())),
 			ErrTerminal: term.IsTerminal(int(os.Stderr.Fd())),
+			ErrWidth:    width,
+			NoInput:     inBackground(int(os.Stdin.Fd())),
 		},
 		Inside: assembly.Inside(),
 	}
+}
+
+// inBackground reports whether fd is a terminal that another job has: who
+// reads from it then is stopped.
+func inBackground(fd int) bool {
+	foreground, err := unix.IoctlGetInt(fd, unix.TIOCGPGRP)
+	return err == nil && foreground != unix.Getpgrp()
 }

@@ -2,10 +2,15 @@ package assembly
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	apiv1 "github.com/tartarus-vm/tartarus/api/v1"
 	"github.com/tartarus-vm/tartarus/internal/cli"
+	"github.com/tartarus-vm/tartarus/internal/fault"
 	"github.com/tartarus-vm/tartarus/internal/node/nyx"
 	"github.com/tartarus-vm/tartarus/internal/record/erebus/dirblobs"
 )
@@ -13,13 +18,48 @@ import (
 // Inside is what the command line is handed of the inside.
 func Inside() cli.Inside {
 	return cli.Inside{
-		Local:          local,
-		Up:             up,
-		Setup:          setup,
-		RemoveTemplate: removeTemplate,
-		Doctor:         doctor,
-		Sockets:        sockets,
+		Local: func(ctx context.Context, o cli.LocalOptions) (cli.Local, func() error, error) {
+			l, stop, err := local(ctx, o)
+			return l, stop, explain(err)
+		},
+		Up: func(ctx context.Context, o cli.UpOptions, ready func([]string)) error {
+			return explain(up(ctx, o, ready))
+		},
+		Setup: func(ctx context.Context, o cli.SetupOptions) error { return explain(setup(ctx, o)) },
+		Templates: func(ctx context.Context, stateDir string) ([]*apiv1.Template, error) {
+			list, err := listTemplates(ctx, stateDir)
+			return list, explain(err)
+		},
+		RemoveTemplate: func(ctx context.Context, stateDir, name string) error {
+			return explain(removeTemplate(ctx, stateDir, name))
+		},
+		Doctor: func(ctx context.Context, stateDir string) ([]cli.Finding, error) {
+			findings, err := doctor(ctx, stateDir)
+			return findings, explain(err)
+		},
+		Sockets: sockets,
 	}
+}
+
+// hinted is an error whose hint the command line can ask for.
+type hinted struct {
+	error
+	hint string
+}
+
+// Hint is what to do about it.
+func (h *hinted) Hint() string { return h.hint }
+
+// Unwrap is the error without the hint.
+func (h *hinted) Unwrap() error { return h.error }
+
+// explain gives err the hint of the fault in its chain.
+func explain(err error) error {
+	var e *fault.Error
+	if !errors.As(err, &e) || e.Hint == "" {
+		return err
+	}
+	return &hinted{err, e.Hint}
 }
 
 // stateRoot is the folder that was named, or this user's own.
@@ -114,16 +154,42 @@ func steps(show func(cli.Step)) nyx.Progress {
 	}
 }
 
-func removeTemplate(ctx context.Context, stateDir, name string) error {
+// listTemplates lists what is on this host, without a server.
+func listTemplates(ctx context.Context, stateDir string) ([]*apiv1.Template, error) {
+	images, err := hostImages(stateDir)
+	if err != nil {
+		return nil, err
+	}
+	list, err := images.Templates(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]*apiv1.Template, len(list))
+	for i, t := range list {
+		out[i] = &apiv1.Template{
+			Name: t.Name, Digest: string(t.Digest), Bytes: float64(t.Bytes),
+			CreatedAt: timestamppb.New(t.CreatedAt), Packages: t.Packages,
+		}
+	}
+	return out, nil
+}
+
+// hostImages are the images in a state folder.
+func hostImages(stateDir string) (*nyx.Store, error) {
 	root, err := stateRoot(stateDir)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	p, err := openState(root)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	images, _, err := openImages(p, nyx.Config{})
+	return images, err
+}
+
+func removeTemplate(ctx context.Context, stateDir, name string) error {
+	images, err := hostImages(stateDir)
 	if err != nil {
 		return err
 	}

@@ -8,16 +8,12 @@ package cli
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"io"
 	"net"
-	"os"
-	"time"
 
 	"github.com/spf13/cobra"
 
-	"github.com/tartarus-vm/tartarus/client"
+	apiv1 "github.com/tartarus-vm/tartarus/api/v1"
 )
 
 // IO is what a command reads and writes.
@@ -27,11 +23,17 @@ type IO struct {
 	Err io.Writer
 	// Lookup reads the environment.
 	Lookup func(string) (string, bool)
-	// InTerminal and ErrTerminal say whether a person is there.
-	InTerminal, ErrTerminal bool
+	// OutTerminal and ErrTerminal say whether a person is there.
+	OutTerminal, ErrTerminal bool
+	// ErrWidth is how many columns Err's terminal has; 0: not known.
+	ErrWidth int
+	// NoInput says that In must not be read: it is a terminal that another job
+	// has, and reading from it would stop this process.
+	NoInput bool
 }
 
-// Inside is what the command line is handed of the inside.
+// Inside is what the command line is handed of the inside. An error of its
+// functions that has a method Hint() string is shown with that hint.
 type Inside struct {
 	// Local starts everything in this process and returns how to reach it.
 	// stop ends it and waits.
@@ -43,6 +45,9 @@ type Inside struct {
 
 	// Setup prepares the host: guest bundle and templates.
 	Setup func(ctx context.Context, o SetupOptions) error
+
+	// Templates lists the templates of this host.
+	Templates func(ctx context.Context, stateDir string) ([]*apiv1.Template, error)
 
 	// RemoveTemplate takes a template's name off the list.
 	RemoveTemplate func(ctx context.Context, stateDir, name string) error
@@ -87,12 +92,11 @@ type SetupOptions struct {
 	Progress  func(Step)
 }
 
-// Step is a piece of long work, as it begins, goes on and ends.
+// Step is a piece of long work, as it begins and goes on. It ends with the
+// next one's beginning.
 type Step struct {
 	Name        string
 	Done, Total int64 // bytes or pieces; Total 0 if unknown
-	Finished    bool
-	Skipped     bool // it was there already
 }
 
 // Finding is what doctor says of one thing.
@@ -111,81 +115,36 @@ type Config struct {
 	Inside  Inside
 }
 
-// failure carries an exit code through cobra.
-type failure struct {
-	code int
-	err  error // nil: everything was said already
-}
-
-func (f *failure) Error() string {
-	if f.err == nil {
-		return fmt.Sprintf("exit code %d", f.code)
-	}
-	return f.err.Error()
-}
-
-func (f *failure) Unwrap() error { return f.err }
-
 // app is one call of the command line.
 type app struct {
-	cfg Config
-	io  IO
+	cfg     Config
+	io      IO
+	signals *signals
+	began   bool // a command was found, with flags and arguments in order
 
-	server, token, tokenFile, stateDir, output string
-	verbose                                    bool
+	server, tokenFile, stateDir string
+	output                      format
+	verbose                     bool
 }
 
 // Main runs one command line, without the program's name, and returns the
-// exit code.
+// exit code. Interrupts are its own while it runs.
 func Main(ctx context.Context, cfg Config, args []string) int {
-	a := &app{cfg: cfg, io: cfg.IO}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	a := &app{cfg: cfg, io: cfg.IO, signals: catchSignals()}
+	defer a.signals.release()
+	a.signals.on(func(s interrupted) {
+		cancel(s)
+		a.signals.restore() // the second one ends the process
+	})
 	root := a.root()
 	root.SetArgs(args)
 	root.SetIn(a.io.In)
 	root.SetOut(a.io.Out)
 	root.SetErr(a.io.Err)
-	err := root.ExecuteContext(ctx)
-	if err == nil {
-		return 0
-	}
-	var f *failure
-	if !errors.As(err, &f) {
-		f = &failure{code: 2, err: err} // cobra: the call itself is wrong
-		if !errors.Is(err, errUsage) && isRuntime(err) {
-			f.code = 1
-		}
-	}
-	if f.err != nil {
-		a.complain(f.err)
-	}
-	return f.code
-}
-
-// errUsage marks errors of the call itself.
-var errUsage = errors.New("wrong usage")
-
-func isRuntime(err error) bool {
-	var e *client.Error
-	return errors.As(err, &e)
-}
-
-// complain says what happened and what to do about it.
-func (a *app) complain(err error) {
-	var e *client.Error
-	if !errors.As(err, &e) {
-		fmt.Fprintf(a.io.Err, "tartarus: %s\n", escape(err.Error()))
-		var h interface{ Hint() string }
-		if errors.As(err, &h) && h.Hint() != "" {
-			fmt.Fprintf(a.io.Err, "  hint: %s\n", escape(h.Hint()))
-		}
-		return
-	}
-	fmt.Fprintf(a.io.Err, "tartarus: %s: %s\n", e.Code, escape(e.Message))
-	for _, l := range []struct{ name, text string }{{"field", e.Field}, {"hint", e.Hint}, {"request", e.RequestID}} {
-		if l.text != "" {
-			fmt.Fprintf(a.io.Err, "  %s: %s\n", l.name, escape(l.text))
-		}
-	}
+	c, err := root.ExecuteContextC(ctx)
+	return a.exitCode(ctx, c, err)
 }
 
 func (a *app) root() *cobra.Command {
@@ -194,67 +153,57 @@ func (a *app) root() *cobra.Command {
 		Short: "Run code nobody trusts, each run in a microVM of its own",
 		Long: `Tartarus runs code nobody trusts. Each run gets a microVM of its own: judged
 before it starts, watched while it lives, gone without a trace when it ends.`,
-		Example: `  tartarus run -- echo hello
+		Example: `  tartarus run -- echo hello       # the first run prepares what is missing
   tartarus run --template debian -- python3 -c 'print(40+2)'
   echo 'print(1)' | tartarus run --template debian --timeout 10s -- python3 -
   tartarus up                      # a server, on a Unix socket and 127.0.0.1:7777
   tartarus ps                      # what it runs
   tartarus doctor                  # what this host can do`,
-		SilenceUsage:  true,
-		SilenceErrors: true,
-		Version:       a.cfg.Version,
+		SilenceUsage:       true,
+		SilenceErrors:      true,
+		DisableSuggestions: true, // unknown makes them
+		Version:            a.cfg.Version,
+		Args:               cobra.ArbitraryArgs,
+		RunE:               group,
+		PersistentPreRun:   func(*cobra.Command, []string) { a.began = true },
 	}
+	root.SetVersionTemplate("tartarus {{.Version}}\n")
 	f := root.PersistentFlags()
-	f.StringVar(&a.server, "server", "", "server to talk to: http://HOST:PORT or unix:///PATH (default $TARTARUS_URL, then a running up)")
-	f.StringVar(&a.tokenFile, "token-file", "", "file with the token (default $TARTARUS_TOKEN)")
-	f.StringVar(&a.stateDir, "state", "", "state folder (default $TARTARUS_STATE, then /var/lib/tartarus or $XDG_STATE_HOME/tartarus)")
-	f.BoolVarP(&a.verbose, "verbose", "v", false, "log to stderr")
-	root.AddCommand(
-		a.runCommand(), a.psCommand(), a.inspectCommand(), a.logsCommand(), a.eventsCommand(), a.waitCommand(), a.killCommand(),
-		a.templateCommand(), a.nodesCommand(), a.auditCommand(), a.policyCommand(), a.tokenCommand(),
-		a.upCommand(), a.setupCommand(), a.doctorCommand(), a.versionCommand())
-	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
-		return &failure{code: 2, err: fmt.Errorf("%w; see: %s --help", err, c.CommandPath())}
-	})
+	f.SortFlags = false
+	f.StringVar(&a.server, "server", "", "`URL` of the server: http://HOST:PORT, https://HOST or unix:///PATH")
+	f.StringVar(&a.tokenFile, "token-file", "", "`FILE` with the token for the server")
+	f.StringVar(&a.stateDir, "state", "", "`FOLDER` of the state on this host")
+	f.BoolVarP(&a.verbose, "verbose", "v", false, "log to stderr what goes on inside")
+	a.addCommands(root)
 	return root
 }
 
+func (a *app) addCommands(root *cobra.Command) {
+	for _, g := range []struct {
+		id, title string
+		commands  []*cobra.Command
+	}{
+		{"run", "Run and watch:", []*cobra.Command{
+			a.runCommand(), a.psCommand(), a.inspectCommand(), a.logsCommand(), a.eventsCommand(), a.waitCommand(), a.killCommand(),
+		}},
+		{"host", "This host:", []*cobra.Command{a.upCommand(), a.setupCommand(), a.templateCommand(), a.doctorCommand()}},
+		{"operate", "Operate a server (admin):", []*cobra.Command{a.nodesCommand(), a.auditCommand(), a.policyCommand(), a.tokenCommand()}},
+	} {
+		root.AddGroup(&cobra.Group{ID: g.id, Title: g.title})
+		for _, c := range g.commands {
+			c.GroupID = g.id
+		}
+		root.AddCommand(g.commands...)
+	}
+	root.AddCommand(a.versionCommand())
+	root.AddCommand(topics()...)
+	a.dressHelp(root)
+}
+
+// env is the value of an environment variable; "" if it is not set.
 func (a *app) env(name string) string {
 	v, _ := a.io.Lookup(name)
 	return v
-}
-
-// connect finds the server: the flag, the environment, then the socket of a
-// running up. nil without an error: there is none.
-func (a *app) connect(ctx context.Context) (*client.Client, error) {
-	target := a.server
-	if target == "" {
-		target = a.env("TARTARUS_URL")
-	}
-	token, err := a.readToken()
-	if err != nil {
-		return nil, err
-	}
-	if target != "" {
-		return client.Dial(target, token)
-	}
-	for _, s := range a.cfg.Inside.Sockets(a.state()) {
-		if alive(ctx, s) {
-			return client.Dial("unix://"+s, token)
-		}
-	}
-	return nil, nil
-}
-
-func (a *app) readToken() (string, error) {
-	if a.tokenFile == "" {
-		return a.env("TARTARUS_TOKEN"), nil
-	}
-	b, err := os.ReadFile(a.tokenFile)
-	if err != nil {
-		return "", fmt.Errorf("--token-file: %w", err)
-	}
-	return string(trimSpace(b)), nil
 }
 
 func (a *app) state() string {
@@ -262,36 +211,4 @@ func (a *app) state() string {
 		return a.stateDir
 	}
 	return a.env("TARTARUS_STATE")
-}
-
-// need is connect for commands that cannot do without a server.
-func (a *app) need(ctx context.Context) (*client.Client, error) {
-	c, err := a.connect(ctx)
-	if err == nil && c == nil {
-		err = &failure{code: 125, err: errors.New("no server: start one with `tartarus up`, or name one with --server or TARTARUS_URL")}
-	}
-	return c, err
-}
-
-// withServer is the body of a command that needs a server.
-func (a *app) withServer(do func(ctx context.Context, srv *client.Client, args []string) error) func(*cobra.Command, []string) error {
-	return func(c *cobra.Command, args []string) error {
-		srv, err := a.need(c.Context())
-		if err != nil {
-			return err
-		}
-		defer srv.Close()
-		return do(c.Context(), srv, args)
-	}
-}
-
-func alive(ctx context.Context, socket string) bool {
-	ctx, cancel := context.WithTimeout(ctx, time.Second)
-	defer cancel()
-	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", socket)
-	if err != nil {
-		return false
-	}
-	conn.Close()
-	return true
 }

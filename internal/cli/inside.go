@@ -1,9 +1,11 @@
 package cli
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
@@ -17,12 +19,15 @@ func (a *app) upCommand() *cobra.Command {
 		Long: `Runs everything in one process: API server, scheduler and node. It listens on a
 Unix socket (its own user and root need no token) and on a loopback address
 (with a token; the first start writes an admin token to STATE/admin-token).`,
-		Example: "  tartarus up &\n  tartarus run -- echo hello\n  curl -H \"Authorization: Bearer $(cat STATE/admin-token)\" http://127.0.0.1:7777/sandbox",
-		Args:    cobra.NoArgs,
+		Example: `  tartarus up
+  tartarus up --policy policy.yaml --listen 127.0.0.1:8000
+  curl -H "Authorization: Bearer $(cat ~/.local/state/tartarus/admin-token)" http://127.0.0.1:7777/sandbox`,
+		Args: takes(),
 		RunE: func(c *cobra.Command, _ []string) error {
 			o.StateDir, o.Verbose = a.state(), a.verbose
 			p := a.progress()
 			o.Progress = p.step
+			defer p.end()
 			return a.cfg.Inside.Up(c.Context(), o, func(addresses []string) {
 				p.end()
 				for _, addr := range addresses {
@@ -31,8 +36,8 @@ Unix socket (its own user and root need no token) and on a loopback address
 			})
 		},
 	}
-	c.Flags().StringVar(&o.Policy, "policy", "", "policy file (default the built-in policy)")
-	c.Flags().StringVar(&o.Listen, "listen", "127.0.0.1:7777", "loopback address; empty: none")
+	c.Flags().StringVar(&o.Policy, "policy", "", "policy `FILE`; without, the built-in policy")
+	c.Flags().StringVar(&o.Listen, "listen", "127.0.0.1:7777", "loopback `ADDRESS`; empty: none")
 	return c
 }
 
@@ -43,44 +48,66 @@ func (a *app) setupCommand() *cobra.Command {
 		Short: "Prepare this host: guest bundle and templates",
 		Long: `Makes what runs need: the guest bundle (a kernel out of the distribution's
 package, downloaded and not installed, and our init) and the templates. What is
-there already is skipped; it may be interrupted and repeated.`,
-		Args: cobra.NoArgs,
+there already is skipped; it may be interrupted and repeated. A run does the
+same for what it needs, so this is for hosts that shall be ready before.`,
+		Example: `  tartarus setup
+  tartarus setup --template base
+  tartarus setup --kernel ./vmlinux --modules ./lib/modules/6.12.1`,
+		Args: takes(),
 		RunE: func(c *cobra.Command, _ []string) error {
-			o.StateDir = a.state()
-			p := a.progress()
-			o.Progress = p.step
-			defer p.end()
-			return a.cfg.Inside.Setup(c.Context(), o)
+			return a.setup(c.Context(), o)
 		},
 	}
-	c.Flags().StringArrayVar(&o.Templates, "template", []string{"base", "debian"}, "template to make (repeatable)")
-	c.Flags().StringVar(&o.Kernel, "kernel", "", "an ELF vmlinux of your own instead of the distribution's")
-	c.Flags().StringVar(&o.Modules, "modules", "", "with --kernel: the folder of its modules")
+	c.Flags().StringArrayVar(&o.Templates, "template", []string{"base", "debian"}, "template `NAME` to make (repeatable)")
+	c.Flags().StringVar(&o.Kernel, "kernel", "", "an ELF vmlinux `FILE` of your own instead of the distribution's")
+	c.Flags().StringVar(&o.Modules, "modules", "", "with --kernel: the `FOLDER` of its modules")
 	return c
+}
+
+// setup prepares the host, showing each step.
+func (a *app) setup(ctx context.Context, o SetupOptions) error {
+	p := a.progress()
+	defer p.end()
+	o.StateDir, o.Progress = a.state(), p.step
+	return a.cfg.Inside.Setup(ctx, o)
 }
 
 func (a *app) doctorCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "doctor",
 		Short: "Say what this host can do, what that means, and what mends it",
-		Args:  cobra.NoArgs,
+		Long: `Tries what runs need on this host and says what it found, what that means for
+sandboxes, and the command that mends it. KVM is judged by booting a guest on
+it. The exit code is 1 if something is missing without which no run works.`,
+		Example: "  tartarus doctor\n  tartarus doctor -o json",
+		Args:    takes(),
 		RunE: func(c *cobra.Command, _ []string) error {
 			findings, err := a.cfg.Inside.Doctor(c.Context(), a.state())
 			if err != nil {
 				return err
 			}
-			if a.output != "table" {
-				b, err := json.Marshal(findings)
-				if err != nil {
-					return err
-				}
-				return a.showJSON(b)
+			if err := a.showFindings(findings); err != nil {
+				return err
 			}
-			return printFindings(a.io.Out, findings)
+			if slices.ContainsFunc(findings, func(f Finding) bool { return f.Status == "missing" }) {
+				return &failure{code: failedCode}
+			}
+			return nil
 		},
 	}
 	a.outputFlag(c, "table")
 	return c
+}
+
+func (a *app) showFindings(findings []Finding) error {
+	if a.output == "table" {
+		return printFindings(a.io.Out, findings)
+	}
+	b, err := json.Marshal(findings)
+	if err != nil {
+		return err
+	}
+	return a.showJSON(b)
 }
 
 func printFindings(out io.Writer, findings []Finding) error {
@@ -99,10 +126,10 @@ func printFindings(out io.Writer, findings []Finding) error {
 
 func (a *app) versionCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
+		Use: "version", Short: "Print the version", Args: takes(),
 		RunE: func(*cobra.Command, []string) error {
-			fmt.Fprintln(a.io.Out, a.cfg.Version)
-			return nil
+			_, err := fmt.Fprintln(a.io.Out, a.cfg.Version)
+			return err
 		},
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -13,45 +14,68 @@ import (
 	"github.com/tartarus-vm/tartarus/client"
 )
 
+// groupOf is a command that only holds others.
+func groupOf(c *cobra.Command, of ...*cobra.Command) *cobra.Command {
+	c.Args, c.RunE = cobra.ArbitraryArgs, group
+	c.AddCommand(of...)
+	return c
+}
+
 func (a *app) templateCommand() *cobra.Command {
-	c := &cobra.Command{Use: "template", Short: "Root disks that sandboxes are made from"}
 	ls := &cobra.Command{
-		Use: "ls", Short: "List templates", Args: cobra.NoArgs,
-		RunE: a.withServer(func(ctx context.Context, srv *client.Client, _ []string) error {
-			resp, err := srv.Operators().ListTemplates(ctx, &apiv1.ListTemplatesRequest{})
+		Use: "ls", Short: "List templates: the server's, or without one this host's", Args: takes(),
+		RunE: func(c *cobra.Command, _ []string) error {
+			resp, err := a.templates(c.Context())
 			if err != nil {
 				return err
 			}
 			return a.show(resp, func(w io.Writer) {
 				row(w, "NAME", "DIGEST", "MIB", "AGE", "MADE OF")
 				for _, t := range resp.GetTemplates() {
-					row(w, t.GetName(), t.GetDigest()[:min(19, len(t.GetDigest()))], fmt.Sprintf("%.1f", t.GetBytes()/(1<<20)), age(t.GetCreatedAt()), t.GetPackages())
+					row(w, t.GetName(), t.GetDigest()[:min(19, len(t.GetDigest()))], fmt.Sprintf("%.1f", t.GetBytes()/(1<<20)), age(t.GetCreatedAt()), dash(t.GetPackages()))
 				}
 			})
-		}),
+		},
 	}
 	a.outputFlag(ls, "table")
 	build := &cobra.Command{
-		Use: "build NAME...", Short: "Make templates on this host: base, debian", Args: cobra.MinimumNArgs(1),
+		Use: "build NAME...", Short: "Make templates on this host: base, debian", Args: takes("NAME..."),
+		Example: "  tartarus template build debian",
 		RunE: func(c *cobra.Command, args []string) error {
-			p := a.progress()
-			defer p.end()
-			return a.cfg.Inside.Setup(c.Context(), SetupOptions{StateDir: a.state(), Templates: args, Progress: p.step})
+			return a.setup(c.Context(), SetupOptions{Templates: args})
 		},
 	}
 	rm := &cobra.Command{
-		Use: "rm NAME", Short: "Take a template's name off this host", Args: cobra.ExactArgs(1),
+		Use: "rm NAME", Short: "Take a template's name off this host", Args: takes("NAME"), ValidArgsFunction: a.completeTemplates,
 		RunE: func(c *cobra.Command, args []string) error {
 			return a.cfg.Inside.RemoveTemplate(c.Context(), a.state(), args[0])
 		},
 	}
-	c.AddCommand(ls, build, rm)
-	return c
+	return groupOf(&cobra.Command{
+		Use: "template", Short: "Root disks that sandboxes are made from",
+		Long: `A template is a read-only root disk with a name. base (busybox) is made in
+seconds by the first run; debian (python3) is a download of some minutes.`,
+		Example: "  tartarus template ls\n  tartarus template build debian",
+	}, ls, build, rm)
+}
+
+// templates are the server's, or without one this host's.
+func (a *app) templates(ctx context.Context) (*apiv1.ListTemplatesResponse, error) {
+	srv, err := a.connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if srv != nil {
+		defer srv.Close()
+		return srv.Operators().ListTemplates(ctx, &apiv1.ListTemplatesRequest{})
+	}
+	list, err := a.cfg.Inside.Templates(ctx, a.state())
+	return &apiv1.ListTemplatesResponse{Templates: list}, err
 }
 
 func (a *app) nodesCommand() *cobra.Command {
 	c := &cobra.Command{
-		Use: "nodes", Short: "List nodes, with what is in use on them (admin)", Args: cobra.NoArgs,
+		Use: "nodes", Short: "List nodes, with what is in use on them", Args: takes(),
 		RunE: a.withServer(func(ctx context.Context, srv *client.Client, _ []string) error {
 			resp, err := srv.Operators().ListNodes(ctx, &apiv1.ListNodesRequest{})
 			if err != nil {
@@ -73,14 +97,16 @@ func (a *app) nodesCommand() *cobra.Command {
 }
 
 func (a *app) auditCommand() *cobra.Command {
-	c := &cobra.Command{Use: "audit", Short: "Who asked for what, and what was answered (admin)"}
 	req := &apiv1.ListAuditRequest{}
 	ls := &cobra.Command{
-		Use: "ls", Short: "List audit entries, oldest first", Args: cobra.NoArgs,
+		Use: "ls", Short: "List audit entries, oldest first", Args: takes(),
 		RunE: a.withServer(func(ctx context.Context, srv *client.Client, _ []string) error {
 			resp, err := srv.Operators().ListAudit(ctx, req)
 			if err != nil {
 				return err
+			}
+			if more := resp.GetNextPageToken(); more != "" && a.output == "table" {
+				defer fmt.Fprintf(a.io.Err, "more with --after %s\n", escape(more))
 			}
 			return a.show(resp, func(w io.Writer) {
 				row(w, "SEQ", "TIME", "TENANT", "ACTION", "DECISION", "SANDBOX", "REASON")
@@ -94,76 +120,79 @@ func (a *app) auditCommand() *cobra.Command {
 			})
 		}),
 	}
-	ls.Flags().StringVar(&req.Tenant, "tenant", "", "only this tenant's")
-	ls.Flags().StringVar(&req.PageToken, "after", "", "the page token of the page before")
+	ls.Flags().StringVar(&req.Tenant, "tenant", "", "only this `TENANT`'s")
+	ls.Flags().StringVar(&req.PageToken, "after", "", "the page `TOKEN` of the page before")
 	a.outputFlag(ls, "table")
-	c.AddCommand(ls)
-	return c
+	return groupOf(&cobra.Command{Use: "audit", Short: "Who asked for what, and what was answered"}, ls)
 }
 
 func (a *app) policyCommand() *cobra.Command {
-	c := &cobra.Command{Use: "policy", Short: "The rules that requests are judged by (admin)"}
 	show := &cobra.Command{
-		Use: "show", Short: "Print the active policy", Args: cobra.NoArgs,
+		Use: "show", Short: "Print the active policy", Args: takes(),
 		RunE: a.withServer(func(ctx context.Context, srv *client.Client, _ []string) error {
 			p, err := srv.Operators().GetPolicy(ctx, &apiv1.GetPolicyRequest{})
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(a.io.Out, "# version %s\n%s", p.GetVersion(), p.GetText())
-			return nil
+			_, err = fmt.Fprintf(a.io.Out, "# version %s\n%s", escape(p.GetVersion()), escapeLines(p.GetText()))
+			return err
 		}),
 	}
-	c.AddCommand(show)
-	return c
+	return groupOf(&cobra.Command{Use: "policy", Short: "The rules that requests are judged by"}, show)
 }
 
 func (a *app) tokenCommand() *cobra.Command {
-	c := &cobra.Command{Use: "token", Short: "Make, list and revoke tokens (admin)"}
 	req := &apiv1.CreateTokenRequest{}
 	var expires time.Duration
 	create := &cobra.Command{
-		Use: "create", Short: "Make a token; it is printed once", Args: cobra.NoArgs,
+		Use: "create", Short: "Make a token; it is printed once", Args: takes(),
 		Example: "  tartarus token create --tenant ci --scope run --scope read --expires 720h",
 		RunE: a.withServer(func(ctx context.Context, srv *client.Client, _ []string) error {
-			if expires > 0 {
+			if expires != 0 {
 				req.ExpiresAt = timestamppb.New(time.Now().Add(expires))
 			}
 			resp, err := srv.Operators().CreateToken(ctx, req)
 			if err != nil {
 				return err
 			}
-			fmt.Fprintln(a.io.Out, resp.GetToken())
+			if _, err := fmt.Fprintln(a.io.Out, resp.GetToken()); err != nil {
+				return err
+			}
 			fmt.Fprintf(a.io.Err, "token %s of tenant %s\n", escape(resp.GetInfo().GetId()), escape(resp.GetInfo().GetTenant()))
 			return nil
 		}),
 	}
-	create.Flags().StringVar(&req.Tenant, "tenant", "", "whose it is (default your own)")
-	create.Flags().StringArrayVar(&req.Scopes, "scope", []string{"run", "read"}, "run, read or admin (repeatable)")
-	create.Flags().DurationVar(&expires, "expires", 0, "how long it is good (default for ever)")
+	create.PreRunE = func(c *cobra.Command, _ []string) error {
+		if c.Flags().Changed("expires") && expires <= 0 {
+			return misuse(c, fmt.Errorf("--expires: %v is over already", expires))
+		}
+		return nil
+	}
+	create.Flags().StringVar(&req.Tenant, "tenant", "", "whose it is: a `TENANT`; without, your own")
+	create.Flags().StringArrayVar(&req.Scopes, "scope", []string{"run", "read"}, "what it may: a `SCOPE`, one of run, read, admin (repeatable)")
+	create.Flags().DurationVar(&expires, "expires", 0, "how long it is good, a `DURATION`; without, for ever")
 	ls := &cobra.Command{
-		Use: "list", Short: "List tokens, without the tokens themselves", Args: cobra.NoArgs,
+		Use: "list", Short: "List tokens, without the tokens themselves", Args: takes(),
 		RunE: a.withServer(func(ctx context.Context, srv *client.Client, _ []string) error {
 			resp, err := srv.Operators().ListTokens(ctx, &apiv1.ListTokensRequest{})
 			if err != nil {
 				return err
 			}
 			return a.show(resp, func(w io.Writer) {
-				row(w, "ID", "TENANT", "SCOPES", "AGE", "REVOKED")
+				row(w, "ID", "TENANT", "SCOPES", "AGE", "EXPIRES", "REVOKED")
 				for _, t := range resp.GetTokens() {
-					row(w, t.GetId(), t.GetTenant(), fmt.Sprint(t.GetScopes()), age(t.GetCreatedAt()), age(t.GetRevokedAt()))
+					row(w, t.GetId(), t.GetTenant(), strings.Join(t.GetScopes(), ","), age(t.GetCreatedAt()), day(t.GetExpiresAt()), day(t.GetRevokedAt()))
 				}
 			})
 		}),
 	}
 	a.outputFlag(ls, "table")
 	revoke := &cobra.Command{
-		Use: "revoke ID", Short: "Revoke a token", Args: cobra.ExactArgs(1),
+		Use: "revoke ID", Short: "Revoke a token", Args: takes("ID"),
 		RunE: a.withServer(func(ctx context.Context, srv *client.Client, args []string) error {
 			_, err := srv.Operators().RevokeToken(ctx, &apiv1.RevokeTokenRequest{Id: args[0]})
 			return err
 		}),
 	}
-	c.AddCommand(create, ls, revoke)
-	return c
+	return groupOf(&cobra.Command{Use: "token", Short: "Make, list and revoke tokens"}, create, ls, revoke)
 }

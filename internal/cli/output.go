@@ -3,13 +3,14 @@ package cli
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
 
-	"github.com/goccy/go-yaml"
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
@@ -18,30 +19,65 @@ import (
 	apiv1 "github.com/tartarus-vm/tartarus/api/v1"
 )
 
-func (a *app) outputFlag(c *cobra.Command, preset string) {
-	c.Flags().StringVarP(&a.output, "output", "o", preset, "json, yaml or table")
+// format is the value of -o.
+type format string
+
+var formats = []string{"json", "yaml", "table"}
+
+// Set is of pflag.Value.
+func (f *format) Set(s string) error {
+	if !slices.Contains(formats, s) {
+		return errors.New("unknown")
+	}
+	*f = format(s)
+	return nil
+}
+
+// String is of pflag.Value.
+func (f *format) String() string { return string(*f) }
+
+// Type is of pflag.Value; an error says that a value is none.
+func (f *format) Type() string { return "format; there are " + strings.Join(formats, ", ") }
+
+// outputFlag gives c the flag -o.
+func (a *app) outputFlag(c *cobra.Command, preset format) {
+	chosen := preset
+	c.Flags().VarP(&chosen, "output", "o", "`FORMAT`: json, yaml or table")
+	_ = c.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(formats, cobra.ShellCompDirectiveNoFileComp)) // the flag is there
+	run := c.RunE
+	c.RunE = func(c *cobra.Command, args []string) error {
+		a.output = chosen
+		return run(c, args)
+	}
 }
 
 // show prints m as -o says; table does it for people.
 func (a *app) show(m proto.Message, table func(w io.Writer)) error {
-	switch a.output {
-	case "table":
+	if a.output == "table" {
 		w := tabwriter.NewWriter(a.io.Out, 0, 0, 2, ' ', 0)
 		table(w)
 		return w.Flush()
-	case "json", "yaml":
-		b, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(m)
-		if err != nil {
-			return fmt.Errorf("encoding the answer: %w", err)
-		}
-		return a.showJSON(b)
 	}
-	return &failure{code: 2, err: fmt.Errorf("-o %q: one of json, yaml, table", a.output)}
+	b, err := encode(m)
+	if err != nil {
+		return err
+	}
+	return a.showJSON(b)
 }
 
+// encode is m as the API's own JSON.
+func encode(m proto.Message) ([]byte, error) {
+	b, err := protojson.MarshalOptions{UseProtoNames: true, EmitDefaultValues: true}.Marshal(m)
+	if err != nil {
+		return nil, fmt.Errorf("encoding the answer: %w", err)
+	}
+	return b, nil
+}
+
+// showJSON prints a JSON document, as YAML if that is wanted.
 func (a *app) showJSON(b []byte) error {
 	if a.output == "yaml" {
-		y, err := yaml.JSONToYAML(b)
+		y, err := toYAML(b)
 		if err != nil {
 			return fmt.Errorf("encoding the answer: %w", err)
 		}
@@ -53,7 +89,29 @@ func (a *app) showJSON(b []byte) error {
 		return fmt.Errorf("encoding the answer: %w", err)
 	}
 	buf.WriteByte('\n')
-	_, err := a.io.Out.Write(buf.Bytes())
+	_, err := a.io.Out.Write(safeJSON(buf.Bytes()))
+	return err
+}
+
+// showItem prints one of a stream of messages: a line of JSON, or a YAML
+// document.
+func (a *app) showItem(m proto.Message) error {
+	b, err := encode(m)
+	if err != nil {
+		return err
+	}
+	if a.output == "yaml" {
+		if _, err := io.WriteString(a.io.Out, "---\n"); err != nil {
+			return err
+		}
+		return a.showJSON(b)
+	}
+	var buf bytes.Buffer
+	if err := json.Compact(&buf, b); err != nil {
+		return fmt.Errorf("encoding the answer: %w", err)
+	}
+	buf.WriteByte('\n')
+	_, err = a.io.Out.Write(safeJSON(buf.Bytes()))
 	return err
 }
 
@@ -63,6 +121,30 @@ func row(w io.Writer, cells ...string) {
 		cells[i] = escape(c)
 	}
 	fmt.Fprintln(w, strings.Join(cells, "\t"))
+}
+
+func dash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+// shorten cuts s to n runes.
+func shorten(s string, n int) string {
+	r := []rune(s)
+	if len(r) <= n {
+		return s
+	}
+	return string(r[:n-1]) + "…"
+}
+
+// day is when something is or was; "-" if never.
+func day(t *timestamppb.Timestamp) string {
+	if t == nil {
+		return "-"
+	}
+	return t.AsTime().Format(time.RFC3339)
 }
 
 func age(t *timestamppb.Timestamp) string {
@@ -103,11 +185,10 @@ func printTimings(w io.Writer, sb *apiv1.Sandbox) {
 	}
 	tw.Flush()
 	code := "none"
-	if sb.GetExit().Code != nil {
-		code = fmt.Sprint(sb.GetExit().GetCode())
+	if e := sb.GetExit(); e != nil && e.Code != nil {
+		code = fmt.Sprint(e.GetCode())
 	}
-	fmt.Fprintf(w, "exit code %s, cause %s, %s %s %s, start %s\n", code, escape(sb.GetExit().GetCause()),
-		escape(sb.GetRuntime().GetDriver()), escape(sb.GetRuntime().GetVersion()), escape(sb.GetRuntime().GetAccelerator()), escape(sb.GetRuntime().GetStart()))
+	r := sb.GetRuntime()
+	fmt.Fprintf(w, "exit code %s, cause %s, %s %s %s, start %s\n", code, escape(dash(sb.GetExit().GetCause())),
+		escape(dash(r.GetDriver())), escape(r.GetVersion()), escape(r.GetAccelerator()), escape(dash(r.GetStart())))
 }
-
-func trimSpace(b []byte) []byte { return bytes.TrimSpace(b) }

@@ -1,13 +1,12 @@
 package cli
 
 import (
-	"encoding/base64"
 	"fmt"
+	"io"
 	"math"
 	"net"
 	"net/netip"
 	"os"
-	"path"
 	"strconv"
 	"strings"
 
@@ -77,25 +76,48 @@ func parseLabels(flag string, args []string) (map[string]string, error) {
 	return m, nil
 }
 
+// maxFile bounds what --file reads; a server takes less.
+const maxFile = 64 << 20
+
 // parseFiles reads LOCAL:GUEST and the local files.
 func parseFiles(args []string) ([]*apiv1.File, error) {
 	var files []*apiv1.File
 	for _, a := range args {
-		local, guest, ok := strings.Cut(a, ":")
-		if !ok || local == "" || !path.IsAbs(guest) {
+		local, guest, ok := strings.Cut(a, ":/")
+		if !ok || local == "" {
 			return nil, fmt.Errorf("--file %q: write it as LOCAL:/PATH/IN/THE/SANDBOX", a)
 		}
-		data, err := os.ReadFile(local)
+		f, err := readFile(local)
 		if err != nil {
 			return nil, fmt.Errorf("--file: %w", err)
 		}
-		st, err := os.Stat(local)
-		if err != nil {
-			return nil, fmt.Errorf("--file: %w", err)
-		}
-		files = append(files, &apiv1.File{Path: guest, Mode: uint32(st.Mode().Perm()), Data: data})
+		f.Path = "/" + guest
+		files = append(files, f)
 	}
 	return files, nil
+}
+
+func readFile(name string) (*apiv1.File, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if st.IsDir() {
+		return nil, fmt.Errorf("%s is a folder; name each file", name)
+	}
+	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(data) > maxFile {
+		return nil, fmt.Errorf("%s is larger than %d MiB", name, maxFile>>20)
+	}
+	return &apiv1.File{Mode: uint32(st.Mode().Perm()), Data: data}, nil
 }
 
 // parseAllow reads HOST:PORT[,PORT…] where HOST is a domain, an address or a
@@ -145,12 +167,4 @@ func parseGrant(s string) (*apiv1.Grant, error) {
 	}
 	g.Domain = strings.ToLower(host)
 	return g, nil
-}
-
-// decodeText shows bytes of output as JSON can: text where it is valid UTF-8.
-func decodeText(b []byte) (text, b64 string) {
-	if s := string(b); strings.ToValidUTF8(s, "") == s {
-		return s, ""
-	}
-	return "", base64.StdEncoding.EncodeToString(b)
 }

@@ -10,74 +10,76 @@ import (
 // progress shows long work on stderr: one line that changes on a terminal,
 // plain lines elsewhere.
 type progress struct {
-	w        io.Writer
-	terminal bool
+	w     io.Writer
+	width int // of the terminal; 0: there is none
 
-	mu      sync.Mutex
-	current string
-	last    time.Time
-	open    bool // a line on the terminal waits for its end
+	mu     sync.Mutex
+	latest Step
+	drawn  time.Time // when the terminal's line was
+	open   bool      // the terminal's line waits for its end
+	stale  bool      // it does not show the latest
 }
 
 func (a *app) progress() *progress {
-	return &progress{w: a.io.Err, terminal: a.io.ErrTerminal}
+	p := &progress{w: a.io.Err}
+	if a.io.ErrTerminal {
+		p.width = a.io.ErrWidth
+		if p.width <= 0 {
+			p.width = usualWidth
+		}
+	}
+	return p
 }
 
-// redrawEvery bounds how often a line changes.
-const redrawEvery = 100 * time.Millisecond
+const (
+	redrawEvery = 100 * time.Millisecond // at most
+	usualWidth  = 80
+	barWidth    = 24
+	bar         = "########################"
+)
 
 func (p *progress) step(s Step) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if s.Skipped {
+	next := s.Name != p.latest.Name
+	if p.width == 0 {
+		if next {
+			fmt.Fprintln(p.w, escape(s.Name))
+		}
+		p.latest = s
 		return
 	}
-	if !p.terminal {
-		p.plain(s)
-		return
-	}
-	if s.Name == p.current && !s.Finished && time.Since(p.last) < redrawEvery {
-		return
-	}
-	if s.Name != p.current {
+	if next {
 		p.endLine()
 	}
-	p.current, p.last, p.open = s.Name, time.Now(), true
-	fmt.Fprintf(p.w, "\r\x1b[K%s", line(s))
-	if s.Finished {
-		p.endLine()
-		p.current = ""
+	p.latest, p.open, p.stale = s, true, true
+	if next || time.Since(p.drawn) >= redrawEvery {
+		p.draw()
 	}
 }
 
-func (p *progress) plain(s Step) {
-	if s.Name != p.current {
-		fmt.Fprintf(p.w, "%s\n", escape(s.Name))
-		p.current = s.Name
-	}
-	if s.Finished {
-		fmt.Fprintf(p.w, "%s: done\n", escape(s.Name))
-		p.current = ""
-	}
+func (p *progress) draw() {
+	fmt.Fprintf(p.w, "\r\x1b[K%s", line(p.latest, p.width))
+	p.drawn, p.stale = time.Now(), false
 }
 
-func line(s Step) string {
+// line is s in less than width columns, so that it never wraps.
+func line(s Step, width int) string {
+	behind := ""
 	switch {
-	case s.Finished:
-		return escape(s.Name) + ": done"
 	case s.Total > 0:
-		const width = 24
-		n := int(min(s.Done*width/s.Total, width))
-		return fmt.Sprintf("%s [%-*s] %3d%%", escape(s.Name), width, bar[:n], min(s.Done*100/s.Total, 100))
+		part := min(max(float64(s.Done)/float64(s.Total), 0), 1)
+		behind = fmt.Sprintf(" [%-*s] %3.0f%%", barWidth, bar[:int(part*barWidth)], 100*part)
 	case s.Done > 0:
-		return fmt.Sprintf("%s %.1f MiB", escape(s.Name), float64(s.Done)/(1<<20))
+		behind = fmt.Sprintf(" %.1f MiB", float64(s.Done)/(1<<20))
 	}
-	return escape(s.Name)
+	return shorten(escape(s.Name), max(width-1-len(behind), 8)) + behind
 }
-
-const bar = "########################"
 
 func (p *progress) endLine() {
+	if p.stale {
+		p.draw()
+	}
 	if p.open {
 		fmt.Fprintln(p.w)
 		p.open = false

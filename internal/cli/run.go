@@ -4,9 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"os"
-	"os/signal"
 	"syscall"
 	"time"
 
@@ -16,12 +13,6 @@ import (
 	apiv1 "github.com/tartarus-vm/tartarus/api/v1"
 	"github.com/tartarus-vm/tartarus/client"
 )
-
-// refusedCode is the exit code where Tartarus refused, failed or lost it.
-const refusedCode = 125
-
-// killGrace is what Ctrl-C gives the command to end by itself.
-const killGrace = 5 * time.Second
 
 // runFlags are what `run` was told.
 type runFlags struct {
@@ -40,55 +31,93 @@ func (a *app) runCommand() *cobra.Command {
 		Use:   "run [flags] -- COMMAND [ARG...]",
 		Short: "Run a command in a microVM of its own",
 		Long: `Runs a command in a microVM of its own, passes standard input to it, and its
-output on. With no server running, everything runs in this process.
+output on. With no server running, everything runs in this process, and the
+first time also prepares what is missing.
 
 The exit code is the command's own; 128+n after signal n; 124 after --timeout;
 137 after a memory or forced kill; 125 where Tartarus refused, failed or lost it.
-Ctrl-C kills the sandbox; twice, at once.`,
+Ctrl-C asks the command to end and kills it after 5s; twice, at once.
+
+What is not said here (template, user, memory and so on) is as the policy has
+it. Values of --env, of files and of standard input are secret: they are erased
+at the end. The command and its arguments are not: the record shows them.`,
 		Example: `  tartarus run -- echo hello
   echo hi | tartarus run -- cat
   tartarus run --template debian --file job.py:/work/job.py -- python3 job.py
   tartarus run --memory 512MiB --cpus 2 --timeout 90s --env LANG=C.UTF-8 -- ./task
   tartarus run --detach --label team=ci -- sleep 30`,
-		Args: cobra.MinimumNArgs(1),
-		RunE: func(c *cobra.Command, args []string) error { return a.run(c.Context(), f, args) },
+		Args:                  takes("COMMAND..."),
+		Annotations:           map[string]string{likeRun: "yes"},
+		DisableFlagsInUseLine: true,
 	}
 	fl := c.Flags()
 	fl.SetInterspersed(false)
-	fl.BoolVar(&f.local, "local", false, "run everything in this process, even if a server is there")
+	fl.SortFlags = false
+	fl.StringVarP(&f.template, "template", "t", "", "`NAME` of the root disk to start from")
+	fl.StringVarP(&f.memory, "memory", "m", "", "memory, a `SIZE` such as 256MiB or 1GiB")
+	fl.Int32Var(&f.cpus, "cpus", 0, "virtual CPUs, a `NUMBER`")
+	fl.StringVar(&f.disk, "disk", "", "writable layer, a `SIZE` such as 512MiB")
+	fl.Int32Var(&f.processes, "processes", 0, "how many processes at once, a `NUMBER`")
+	fl.DurationVar(&f.timeout, "timeout", 0, "how long it may run, a `DURATION` such as 90s")
+	fl.StringArrayVarP(&f.env, "env", "e", nil, "environment: `K=V`, or K for the value it has here (repeatable)")
+	fl.StringArrayVar(&f.files, "file", nil, "file to put in: `LOCAL:/GUEST/PATH` (repeatable)")
+	fl.StringVarP(&f.workdir, "workdir", "w", "", "`FOLDER` that the command starts in")
+	fl.StringVarP(&f.user, "user", "u", "", "`USER` in the sandbox, by name or number")
+	fl.StringArrayVar(&f.allow, "allow", nil, "destination it may reach: `HOST:PORT` (repeatable)")
+	fl.StringVar(&f.name, "name", "", "a `NAME` for people")
+	fl.StringArrayVarP(&f.labels, "label", "l", nil, "label to find it by: `K=V` (repeatable)")
+	fl.StringArrayVar(&f.selects, "node", nil, "label that its node must have: `K=V` (repeatable)")
 	fl.BoolVarP(&f.detach, "detach", "d", false, "print the ID and do not wait")
-	fl.BoolVar(&f.timings, "timings", false, "print where the time went, to stderr")
-	fl.StringVarP(&f.template, "template", "t", "", "root disk to start from (default from the policy)")
-	fl.StringVar(&f.name, "name", "", "a name for people")
-	fl.StringVarP(&f.workdir, "workdir", "w", "", "folder the command starts in")
-	fl.StringVarP(&f.user, "user", "u", "", "user in the sandbox, by name or number (default an unprivileged one)")
-	fl.StringVarP(&f.memory, "memory", "m", "", "memory, as 256MiB")
-	fl.StringVar(&f.disk, "disk", "", "size of the writable layer, as 512MiB")
-	fl.Int32Var(&f.cpus, "cpus", 0, "virtual CPUs")
-	fl.Int32Var(&f.processes, "processes", 0, "how many processes at once")
-	fl.DurationVar(&f.timeout, "timeout", 0, "how long it may run, as 60s")
-	fl.StringArrayVarP(&f.env, "env", "e", nil, "environment: K=V, or K for the value it has here")
-	fl.StringArrayVar(&f.files, "file", nil, "file to put in: LOCAL:/GUEST/PATH")
-	fl.StringArrayVar(&f.allow, "allow", nil, "destination it may reach: HOST:PORT")
-	fl.StringArrayVarP(&f.labels, "label", "l", nil, "label: key=value")
-	fl.StringArrayVar(&f.selects, "node", nil, "label that its node must have: key=value")
-	fl.StringVar(&f.policy, "policy", "", "policy file, with --local")
+	fl.BoolVar(&f.timings, "timings", false, "print to stderr where the time went")
+	fl.BoolVar(&f.local, "local", false, "run everything in this process, even if a server is there")
+	fl.StringVar(&f.policy, "policy", "", "policy `FILE`, for a run in this process")
+	_ = c.RegisterFlagCompletionFunc("template", a.completeTemplates) // the flag is there
+	c.RunE = func(c *cobra.Command, args []string) error {
+		if err := f.check(c, a.server); err != nil {
+			return err
+		}
+		return a.run(c.Context(), f, args)
+	}
 	return c
 }
 
+// check finds flags that contradict each other.
+func (f *runFlags) check(c *cobra.Command, server string) error {
+	switch {
+	case f.local && server != "":
+		return misuse(c, errors.New("--local and --server exclude each other"))
+	case f.local && f.detach:
+		return misuse(c, errors.New("--local and --detach exclude each other: the sandbox would end with this process"))
+	case c.Flags().Changed("timeout") && f.timeout <= 0:
+		return misuse(c, fmt.Errorf("--timeout: %v is no time to run in", f.timeout))
+	}
+	return nil
+}
+
+// run does everything. An interrupt before there is a sandbox ends it all;
+// what one does afterwards is killer's.
 func (a *app) run(ctx context.Context, f *runFlags, command []string) error {
 	req, err := a.runRequest(f, command)
 	if err != nil {
-		return &failure{code: refusedCode, err: err}
+		return err
 	}
-	c, stop, err := a.server4run(ctx, f)
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	a.signals.on(func(s interrupted) { cancel(s) })
+	c, stop, err := a.serverForRun(ctx, f)
 	if err != nil {
-		return &failure{code: refusedCode, err: err}
+		return whyEnded(ctx, err)
 	}
 	defer stop()
-	code, err := a.drive(ctx, c, f, req)
+	k := &killer{ctx: ctx, giveUp: cancel, c: c, fail: a.complain}
+	a.signals.on(k.interrupt)
+	code, err := a.drive(ctx, k, f, req)
+	a.signals.on(nil)
+	a.signals.restore()
+	cancel(nil)
+	k.calls.Wait()
 	if err != nil {
-		return &failure{code: refusedCode, err: err}
+		return err
 	}
 	if code != 0 {
 		return &failure{code: code}
@@ -96,12 +125,20 @@ func (a *app) run(ctx context.Context, f *runFlags, command []string) error {
 	return nil
 }
 
+// whyEnded is err, or the interrupt that it comes from.
+func whyEnded(ctx context.Context, err error) error {
+	var i interrupted
+	if errors.As(context.Cause(ctx), &i) {
+		return &failure{code: i.code(), err: i}
+	}
+	return err
+}
+
 func (a *app) runRequest(f *runFlags, command []string) (*apiv1.RunRequest, error) {
 	req := &apiv1.RunRequest{
 		Template: f.template, Command: command, Name: f.name, WorkingDir: f.workdir, User: f.user,
 		Resources: &apiv1.Resources{Vcpus: f.cpus, Processes: f.processes},
-		// A terminal has nobody typing for a command that is not interactive.
-		StdinOpen: !f.detach && !a.io.InTerminal,
+		StdinOpen: !f.detach && !a.io.NoInput,
 	}
 	var err error
 	if f.memory != "" {
@@ -139,19 +176,24 @@ func (a *app) runRequest(f *runFlags, command []string) (*apiv1.RunRequest, erro
 	return req, nil
 }
 
-// server4run is the server that was named or is running, or one in this process.
-func (a *app) server4run(ctx context.Context, f *runFlags) (*client.Client, func(), error) {
+// serverForRun is the server that was named or is running, or one in this
+// process.
+func (a *app) serverForRun(ctx context.Context, f *runFlags) (*client.Client, func(), error) {
 	if !f.local {
 		c, err := a.connect(ctx)
 		if err != nil {
 			return nil, nil, err
+		}
+		if c != nil && f.policy != "" {
+			c.Close()
+			return nil, nil, withHint(errors.New("--policy is for a run in this process, and there is a server"), "add --local, or give the policy to `tartarus up`")
 		}
 		if c != nil {
 			return c, func() { c.Close() }, nil
 		}
 	}
 	if f.detach {
-		return nil, nil, errors.New("--detach needs a server: start one with `tartarus up`")
+		return nil, nil, withHint(errors.New("--detach needs a server, and none is running"), "start one with `tartarus up`, or name one with --server or TARTARUS_URL")
 	}
 	p := a.progress()
 	l, stopLocal, err := a.cfg.Inside.Local(ctx, LocalOptions{
@@ -168,31 +210,46 @@ func (a *app) server4run(ctx context.Context, f *runFlags) (*client.Client, func
 	return c, func() {
 		c.Close()
 		if err := stopLocal(); err != nil {
-			fmt.Fprintf(a.io.Err, "tartarus: ending: %v\n", err)
+			a.complain(fmt.Errorf("ending what ran in this process: %w", err))
 		}
 	}, nil
 }
 
 // drive runs the request to its end and returns the exit code.
-func (a *app) drive(ctx context.Context, c *client.Client, f *runFlags, req *apiv1.RunRequest) (int, error) {
-	sb, err := c.Run(ctx, req)
+func (a *app) drive(ctx context.Context, k *killer, f *runFlags, req *apiv1.RunRequest) (int, error) {
+	sb, err := k.c.Run(ctx, req)
 	if err != nil {
-		return 0, err
+		return 0, notRun(ctx, err)
 	}
+	id := sb.GetId()
+	k.born(id)
 	if f.detach {
-		fmt.Fprintln(a.io.Out, sb.GetId())
-		return 0, nil
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	waitKill := a.killOnSignal(ctx, c, sb.GetId())
-	stdinEnd := a.passStdin(ctx, c, req, sb.GetId())
-	sb, err = a.follow(ctx, c, sb.GetId())
-	cancel()
-	stdinEnd()
-	waitKill()
-	if err != nil {
+		_, err := fmt.Fprintln(a.io.Out, id)
 		return 0, err
+	}
+	inCtx, endIn := context.WithCancel(ctx)
+	defer endIn()
+	stdinEnd := func() {}
+	if req.GetStdinOpen() {
+		stdinEnd = a.passStdin(inCtx, k.c, id)
+	}
+	_, err = copyLogs(ctx, k.c, &apiv1.LogsRequest{Id: id, Follow: true}, a.raw())
+	var unwritten *writeError
+	if errors.As(err, &unwritten) {
+		k.now() // nobody wants what it still has to say
+	}
+	if err == nil || unwritten != nil {
+		var werr error
+		sb, werr = k.c.Wait(ctx, id)
+		err = errors.Join(err, werr)
+	}
+	endIn()
+	stdinEnd()
+	switch {
+	case errors.Is(err, syscall.EPIPE):
+		return pipeCode, nil
+	case err != nil:
+		return 0, a.lost(ctx, id, err)
 	}
 	if f.timings {
 		printTimings(a.io.Err, sb)
@@ -200,95 +257,17 @@ func (a *app) drive(ctx context.Context, c *client.Client, f *runFlags, req *api
 	return a.verdict(sb), nil
 }
 
-// verdict says on stderr what was not the command's own end, and returns the
-// exit code.
-func (a *app) verdict(sb *apiv1.Sandbox) int {
-	code := client.ExitCode(sb)
-	if cause := sb.GetExit().GetCause(); cause != "exited" {
-		msg := sb.GetExit().GetMessage()
-		if msg != "" {
-			msg = ": " + msg
-		}
-		fmt.Fprintf(a.io.Err, "tartarus: %s ended: %s%s\n", sb.GetId(), escape(cause), escape(msg))
+// notRun is why a request was not taken.
+func notRun(ctx context.Context, err error) error {
+	var e *client.Error
+	if errors.As(err, &e) && e.Code == client.TooLarge && e.Hint == "" {
+		err = withHint(err, "files travel with the request: pass what is large on standard input")
 	}
-	if sb.GetUsage().GetLogTruncated() {
-		fmt.Fprintf(a.io.Err, "tartarus: %s: the output was cut at %.0f bytes\n", sb.GetId(), sb.GetUsage().GetLogBytes())
-	}
-	return code
+	return whyEnded(ctx, err)
 }
 
-// follow passes the output on until the sandbox has ended.
-func (a *app) follow(ctx context.Context, c *client.Client, id string) (*apiv1.Sandbox, error) {
-	if err := a.copyLogs(ctx, c, &apiv1.LogsRequest{Id: id, Follow: true}); err != nil {
-		return nil, err
-	}
-	return c.Wait(ctx, id)
-}
-
-func (a *app) copyLogs(ctx context.Context, c *client.Client, req *apiv1.LogsRequest) error {
-	for e, err := range c.Logs(ctx, req) {
-		if err != nil {
-			return err
-		}
-		to := a.io.Out
-		if e.GetStream() == "stderr" {
-			to = a.io.Err
-		}
-		if _, err := to.Write(e.GetData()); err != nil {
-			return fmt.Errorf("writing the output: %w", err)
-		}
-	}
-	return nil
-}
-
-// killOnSignal kills the sandbox at the first interrupt and at once at the
-// second. The function it returns ends the watch and waits for it.
-func (a *app) killOnSignal(ctx context.Context, c *client.Client, id string) func() {
-	sigs := make(chan os.Signal, 2)
-	signal.Notify(sigs, os.Interrupt, syscall.SIGTERM)
-	ctx, cancel := context.WithCancel(ctx)
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		for grace := killGrace; ; grace = 0 {
-			select {
-			case <-ctx.Done():
-				return
-			case <-sigs:
-			}
-			if _, err := c.Kill(ctx, id, grace); err != nil && ctx.Err() == nil {
-				a.complain(err)
-			}
-		}
-	}()
-	return func() {
-		signal.Stop(sigs)
-		cancel()
-		<-done
-	}
-}
-
-// passStdin passes standard input to the command. The function it returns
-// waits until nothing is sent any more; a read that blocks is left behind with
-// the process.
-func (a *app) passStdin(ctx context.Context, c *client.Client, req *apiv1.RunRequest, id string) func() {
-	if !req.GetStdinOpen() {
-		return func() {}
-	}
-	pr, pw := io.Pipe()
-	done := make(chan struct{})
-	go func() {
-		_, err := io.Copy(pw, a.io.In)
-		pw.CloseWithError(err)
-	}()
-	go func() {
-		defer close(done)
-		// The command may end without reading it all: that is its business.
-		_, _ = c.Stdin(ctx, id, pr)
-		pr.Close()
-	}()
-	return func() {
-		pr.CloseWithError(io.ErrClosedPipe)
-		<-done
-	}
+// lost says that the end of a sandbox was not seen.
+func (a *app) lost(ctx context.Context, id string, err error) error {
+	fmt.Fprintf(a.io.Err, "tartarus: the end of %s was not seen\n", escape(id))
+	return whyEnded(ctx, err)
 }
