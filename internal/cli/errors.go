@@ -137,12 +137,15 @@ func wanted(f *pflag.Flag) string {
 
 // misuse is an error of how c was called.
 func misuse(c *cobra.Command, err error) error {
-	return &usageError{withHint(fmt.Errorf("%s: %w", shortPath(c), err), fmt.Sprintf("%s; more in `%s --help`", c.UseLine(), c.CommandPath()))}
+	if c.HasParent() {
+		err = fmt.Errorf("%s: %w", shortPath(c), err)
+	}
+	return &usageError{withHint(err, fmt.Sprintf("%s; more in `%s --help`", c.UseLine(), c.CommandPath()))}
 }
 
 // shortPath is how c is called, without the program's name.
 func shortPath(c *cobra.Command) string {
-	return strings.TrimPrefix(c.CommandPath(), c.Root().Name()+" ")
+	return strings.TrimSpace(strings.TrimPrefix(c.CommandPath(), c.Root().Name()))
 }
 
 // takes checks the arguments: at least as many as there are names, and no
@@ -175,5 +178,5 @@ func unknown(c *cobra.Command, name string) error {
 	if s := c.SuggestionsFor(name); len(s) > 0 {
 		hint = fmt.Sprintf("did you mean `%s %s`?", c.CommandPath(), strings.Join(s, "`, `"))
 	}
-	return &usageError{withHint(fmt.Errorf("there is no command %q", strings.TrimSpace(strings.TrimPrefix(c.CommandPath(), c.Root().Name())+" "+name)), hint)}
+	return &usageError{withHint(fmt.Errorf("there is no command %q", strings.TrimSpace(shortPath(c)+" "+name)), hint)}
 }

@@ -43,6 +43,7 @@ func (a *app) dressHelp(root *cobra.Command) {
 				return unknown(c, rest[0])
 			}
 			c.InitDefaultHelpFlag()
+			c.InitDefaultVersionFlag()
 			return c.Help()
 		},
 		ValidArgsFunction: func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {

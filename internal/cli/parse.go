@@ -33,8 +33,9 @@ func parseMiB(s string) (int32, error) {
 			break
 		}
 	}
-	f, err := strconv.ParseFloat(strings.TrimSpace(number), 64)
-	if err != nil || math.IsNaN(f) || f <= 0 {
+	number = strings.TrimSpace(number)
+	f, err := strconv.ParseFloat(number, 64)
+	if err != nil || f <= 0 || strings.Trim(number, "0123456789.") != "" {
 		return 0, fmt.Errorf("%q is not a size; write it as 256MiB or 1GiB", s)
 	}
 	mib := math.Ceil(f * factor / (1 << 20))
@@ -153,7 +154,9 @@ func parseGrant(s string) (*apiv1.Grant, error) {
 		}
 		g.Ports = append(g.Ports, int32(n))
 	}
-	host = strings.TrimSuffix(strings.TrimPrefix(host, "["), "]")
+	if inner, ok := strings.CutPrefix(host, "["); ok && strings.HasSuffix(inner, "]") {
+		host = strings.TrimSuffix(inner, "]")
+	}
 	if addr, err := netip.ParseAddr(host); err == nil {
 		g.Cidr = netip.PrefixFrom(addr, addr.BitLen()).String()
 		return g, nil

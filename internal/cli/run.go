@@ -35,8 +35,8 @@ output on. With no server running, everything runs in this process, and the
 first time also prepares what is missing.
 
 The exit code is the command's own; 128+n after signal n; 124 after --timeout;
-137 after a memory or forced kill; 125 where Tartarus refused, failed or lost it.
-Ctrl-C asks the command to end and kills it after 5s; twice, at once.
+137 after a memory or forced kill; 125 where Tartarus refused, failed or lost
+it. Ctrl-C asks the command to end and kills it after 5s; twice, at once.
 
 What is not said here (template, user, memory and so on) is as the policy has
 it. Values of --env, of files and of standard input are secret: they are erased

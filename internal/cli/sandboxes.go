@@ -90,7 +90,7 @@ func (a *app) inspectCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:               "inspect ID",
 		Short:             "Show everything about a sandbox",
-		Long:              "Shows the record of a sandbox: what was asked for, what it became, who judged it,\nwhat ran it, what confined it, how it ended and what it used.",
+		Long:              "Shows the record of a sandbox: what was asked for, what it became, who judged\nit, what ran it, what confined it, how it ended and what it used.",
 		Example:           "  tartarus inspect sb-01kar8...\n  tartarus inspect sb-01kar8... -o table",
 		Args:              takes("ID"),
 		ValidArgsFunction: a.completeIDs(false),
