@@ -45,6 +45,10 @@ type Harness struct {
 	Echo  []string
 	Flood func(bytes int) []string
 
+	// Flooding is how many bytes Flood is told to write; 8 times ConsoleBytes
+	// if zero. Less is for where a byte takes a millisecond.
+	Flooding int
+
 	// User runs the commands; "" for the guest's default.
 	User string
 
@@ -56,6 +60,9 @@ type Harness struct {
 func Run(t *testing.T, h Harness) {
 	if h.Timeout == 0 {
 		h.Timeout = time.Minute
+	}
+	if h.Flooding == 0 {
+		h.Flooding = 8 * tartarus.ConsoleBytes
 	}
 	k := &kit{h: h, driver: h.New(t)}
 	for _, c := range []struct {

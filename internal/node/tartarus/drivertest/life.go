@@ -185,14 +185,14 @@ func pause(t *testing.T, k *kit, vm tartarus.VM, session *guestdial.Session) {
 // console: however much is written, ConsoleBytes of it are kept, the last.
 func console(t *testing.T, k *kit, vm tartarus.VM, session *guestdial.Session) {
 	t.Helper()
-	const much = 8 * tartarus.ConsoleBytes
+	much := k.h.Flooding
 	k.command(t, session, 3, k.h.Flood(much))
 	for range 2 {
 		var b bytes.Buffer
 		if err := vm.Console(&b); err != nil {
 			t.Fatal(err)
 		}
-		if b.Len() > tartarus.ConsoleBytes || b.Len() < tartarus.ConsoleBytes/2 {
+		if b.Len() > tartarus.ConsoleBytes || b.Len() < min(much, tartarus.ConsoleBytes)/2 {
 			t.Errorf("of %d bytes on the console %d were kept", much, b.Len())
 		}
 	}
@@ -204,7 +204,7 @@ func console(t *testing.T, k *kit, vm tartarus.VM, session *guestdial.Session) {
 // guestsEnd: a guest that powers off ends its VM, and its console remains.
 func guestsEnd(t *testing.T, k *kit) {
 	vm, session := k.open(t, k.spec(t))
-	k.command(t, session, 1, k.h.Flood(tartarus.ConsoleBytes))
+	k.command(t, session, 1, k.h.Flood(min(k.h.Flooding, tartarus.ConsoleBytes)))
 	if err := session.Shutdown(k.ctx(t)); err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,127 @@
+package firecracker
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/tartarus-vm/tartarus/internal/node/cgroup"
+	"github.com/tartarus-vm/tartarus/internal/node/launcher"
+	"github.com/tartarus-vm/tartarus/internal/node/tartarus"
+)
+
+// What Firecracker makes, or finds, in its own folder: the jail's root, or
+// without a jail runFolder in the VM's folder, where it works.
+const (
+	apiSocket   = "api.sock"
+	vsockSocket = "vsock.sock"
+	metricsPipe = "metrics"
+	runFolder   = "run"
+)
+
+const openFiles = 256 // that a VMM may have
+
+// launch starts Firecracker confined.
+func (d *Driver) launch(ctx context.Context, b boot, scratch *os.File, group *cgroup.Group) (*launcher.Process, error) {
+	s := launcher.Spec{
+		Dir:      b.spec.Dir,
+		UID:      b.spec.UID,
+		GID:      b.spec.GID,
+		Lifeline: b.spec.Lifeline,
+		Cgroup:   group,
+		Limits:   launcher.Limits{OpenFiles: openFiles},
+	}
+	if scratch != nil {
+		s.Hold = []*os.File{scratch}
+	}
+	if d.jailer != "" {
+		d.jailed(&s, b)
+		return launcher.Start(ctx, s)
+	}
+	if err := d.bare(&s, b); err != nil {
+		return nil, err
+	}
+	return launcher.Start(ctx, s)
+}
+
+// arguments are Firecracker's, whoever starts it.
+func (d *Driver) arguments() []string {
+	return append([]string{"--api-sock", apiSocket, "--level", "Warn"}, d.extra...)
+}
+
+// bare has the launcher confine Firecracker, for an ordinary user.
+func (d *Driver) bare(s *launcher.Spec, b boot) error {
+	run := filepath.Join(b.spec.Dir, runFolder)
+	if err := os.RemoveAll(run); err != nil {
+		return fmt.Errorf("removing what was left: %w", err)
+	}
+	if err := os.Mkdir(run, 0o700); err != nil {
+		return err
+	}
+	pipe := filepath.Join(run, metricsPipe)
+	if err := unix.Mkfifo(pipe, 0o600); err != nil {
+		return fmt.Errorf("making the pipe of metrics: %w", err)
+	}
+	s.Argv = append([]string{d.binary, "--id", b.id}, d.arguments()...)
+	s.Sockets = run
+	s.Writable = []string{pipe}
+	s.Devices = []string{kvmDevice}
+	s.Syscalls = syscalls
+	s.Require = append([]string{launcher.LayerPIDNS}, d.cfg.Require...)
+	if b.disks {
+		s.ReadOnly = []string{b.spec.Kernel, b.spec.Initrd, b.spec.Root}
+		s.Writable = append(s.Writable, b.spec.Scratch)
+	}
+	return nil
+}
+
+// jailSpare is what the jail holds beside a copy of Firecracker.
+const jailSpare = 1 << 20
+
+// jailed has the jailer confine Firecracker, as root. Namespaces and cgroup
+// are the launcher's; the jailer finds itself in them.
+func (d *Driver) jailed(s *launcher.Spec, b boot) {
+	name := filepath.Base(d.binary)
+	s.Argv = append([]string{
+		d.jailer, "--id", b.id, "--exec-file", d.binary,
+		"--uid", strconv.Itoa(b.spec.UID), "--gid", strconv.Itoa(b.spec.GID),
+		"--chroot-base-dir", b.spec.Dir, "--resource-limit", "no-file=" + strconv.Itoa(openFiles),
+		"--",
+	}, d.arguments()...)
+	s.Jail = &launcher.Jail{
+		Root:  filepath.Join(name, b.id, "root"),
+		Bytes: d.bytes + jailSpare,
+		Fifos: []string{metricsPipe},
+	}
+	if b.disks {
+		s.Jail.Files = []launcher.JailFile{
+			{From: b.spec.Kernel, Name: "kernel"},
+			{From: b.spec.Initrd, Name: "initrd"},
+			{From: b.spec.Root, Name: "root.img"},
+			{From: b.spec.Scratch, Name: "scratch.img", Writable: true},
+		}
+	}
+}
+
+func handleOf(p *launcher.Process, group *cgroup.Group) tartarus.Handle {
+	id := p.Identity()
+	h := tartarus.Handle{Driver: Name, Pid: id.Pid, StartTime: id.StartTime, BootID: id.BootID}
+	if group != nil {
+		h.Cgroup = group.Name()
+	}
+	return h
+}
+
+// syscalls are the system calls that Firecracker needs beyond
+// launcher.BaseSyscalls and those of a VMM with sockets of its own. Its own
+// filters come on top of these. Guests that call the host over vsock make it
+// connect, which is refused.
+var syscalls = []string{
+	"accept4", "eventfd2", "fallocate", "fdatasync", "fsync", "ftruncate", "getsockopt", "ioctl", "kill", "memfd_create", "mincore", "msync",
+	"recvfrom", "recvmsg", "sched_setaffinity", "seccomp", "sendmsg", "sendto", "setsockopt", "shutdown", "signalfd4", "timerfd_create",
+	"timerfd_gettime", "timerfd_settime", "unlink",
+}
