@@ -83,16 +83,7 @@ func Build(ctx context.Context, c Config) (sandbox.Digest, Manifest, error) {
 	if err := c.Validate(); err != nil {
 		return "", Manifest{}, err
 	}
-	if c.Log == nil {
-		c.Log = slog.New(slog.DiscardHandler)
-	}
-	if c.Progress == nil {
-		c.Progress = func(string, int64, int64) {}
-	}
-	if c.Host.Arch == "" {
-		c.Host = distro.Detect()
-	}
-	if err := os.MkdirAll(c.CacheDir, 0o700); err != nil {
+	if err := c.ready(); err != nil {
 		return "", Manifest{}, fmt.Errorf("building guest bundle: %w", err)
 	}
 	k, err := c.kernel(ctx)
@@ -104,6 +95,20 @@ func Build(ctx context.Context, c Config) (sandbox.Digest, Manifest, error) {
 		return "", Manifest{}, fmt.Errorf("building guest bundle: %w", err)
 	}
 	return d, m, nil
+}
+
+// ready sets what was left open, and makes the cache's folder.
+func (c *Config) ready() error {
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Progress == nil {
+		c.Progress = func(string, int64, int64) {}
+	}
+	if c.Host.Arch == "" {
+		c.Host = distro.Detect()
+	}
+	return os.MkdirAll(c.CacheDir, 0o700)
 }
 
 // assemble stores initrd and manifest for a kernel that is stored already.

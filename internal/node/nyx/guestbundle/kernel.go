@@ -99,52 +99,75 @@ func (c Config) load(ctx context.Context, dir string) (preparedKernel, error) {
 	return k, nil
 }
 
-// kernelFromPackages downloads the distribution's kernel. Where the host's
-// package lists do not lead to it, it fetches lists of its own.
+// kernelFromPackages downloads the distribution's kernel, unless the cache has
+// it.
 func (c Config) kernelFromPackages(ctx context.Context) (preparedKernel, error) {
-	k, err := c.tryPackages(ctx, apt{})
+	var k preparedKernel
+	err := c.withLists(ctx, func(a apt) error {
+		packages, err := c.newestPackages(ctx, a)
+		if err != nil {
+			return err
+		}
+		from := madeFrom(packages)
+		key := cacheKey(from + " " + c.Host.Arch)
+		if k, err = c.load(ctx, c.cached(key)); err == nil {
+			return nil
+		}
+		raw, err := c.download(ctx, a, packages)
+		if err != nil {
+			return err
+		}
+		k, err = c.prepare(ctx, raw, source{key: key, name: from})
+		return err
+	})
+	return k, err
+}
+
+// withLists calls do with the host's package lists, and where those do not
+// lead to a kernel once more with lists of its own.
+func (c Config) withLists(ctx context.Context, do func(apt) error) error {
+	err := do(apt{})
 	if err == nil || ctx.Err() != nil || !fault.Is(err, fault.Unavailable) {
-		return k, err
+		return err
 	}
 	c.Log.Info("the host's package lists do not lead to a kernel, fetching them anew", "error", err)
 	c.Progress("fetching package lists", 0, 0)
 	dir, done, err := c.scratch()
 	if err != nil {
-		return k, err
+		return err
 	}
 	defer done()
 	own := apt{private: dir}
 	if err := own.update(ctx); err != nil {
-		return k, err
+		return err
 	}
-	return c.tryPackages(ctx, own)
+	return do(own)
 }
 
-func (c Config) tryPackages(ctx context.Context, a apt) (preparedKernel, error) {
+// newestPackages are the packages that have the host's newest kernel.
+func (c Config) newestPackages(ctx context.Context, a apt) ([]debPackage, error) {
 	where, err := c.Host.Kernel()
 	if err != nil {
-		return preparedKernel{}, err
+		return nil, err
 	}
 	c.Progress("looking for the newest kernel", 0, 0)
-	packages, err := a.newest(ctx, where)
-	if err != nil {
-		return preparedKernel{}, err
-	}
-	from := packages[0].Name + " " + packages[0].Version
-	key := cacheKey(from + " " + c.Host.Arch)
-	if k, err := c.load(ctx, c.cached(key)); err == nil {
-		return k, nil
-	}
+	return a.newest(ctx, where)
+}
+
+func madeFrom(packages []debPackage) string { return packages[0].Name + " " + packages[0].Version }
+
+// download fetches packages and unpacks what they have of a kernel.
+func (c Config) download(ctx context.Context, a apt, packages []debPackage) (*rawKernel, error) {
 	raw := &rawKernel{modules: newModuleSet()}
 	for _, p := range packages {
 		if err := c.fetch(ctx, a, p, raw); err != nil {
-			return preparedKernel{}, err
+			return nil, err
 		}
 	}
 	if raw.image == nil {
-		return preparedKernel{}, fault.New(fault.Unsupported, "package %s has no boot/vmlinuz-…", packages[0].Name)
+		return nil, fault.New(fault.Unsupported, "package %s has no boot/vmlinuz-…", packages[0].Name)
 	}
-	return c.prepare(ctx, raw, source{key: key, name: from})
+	return raw, nil
 }
 
 // fetch downloads and unpacks one package; only what it holds remains.

@@ -114,6 +114,17 @@ func readModules(dir string) (*moduleSet, error) {
 // order returns the wanted modules with all they depend on, each after what it
 // depends on.
 func (s *moduleSet) order() ([]module, error) {
+	var names []string
+	for _, w := range wanted {
+		if _, have := s.files[w.name]; have || w.required {
+			names = append(names, w.name)
+		}
+	}
+	return s.orderOf(names)
+}
+
+// orderOf is order for the modules of these names.
+func (s *moduleSet) orderOf(names []string) ([]module, error) {
 	var out []module
 	state := map[string]int{} // 1: being visited, 2: in out
 	var visit func(name string) error
@@ -147,11 +158,8 @@ func (s *moduleSet) order() ([]module, error) {
 		out = append(out, module{Name: name, data: data})
 		return nil
 	}
-	for _, w := range wanted {
-		if _, have := s.files[w.name]; !have && !w.required {
-			continue
-		}
-		if err := visit(w.name); err != nil {
+	for _, name := range names {
+		if err := visit(name); err != nil {
 			return nil, err
 		}
 	}
