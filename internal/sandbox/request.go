@@ -37,6 +37,12 @@ type Resources struct {
 	Processes int   `json:"processes"`
 }
 
+// Demand is the room that a sandbox with r takes on a node: the VMM's overhead
+// counts.
+func (r Resources) Demand() Capacity {
+	return Capacity{VCPUs: r.VCPUs, MemoryMiB: r.MemoryMiB + VMOverheadMiB, DiskMiB: r.DiskMiB}
+}
+
 // MemoryClass rounds mib up to a class: 128 MiB times a power of two. There
 // are few of them so that few snapshots serve all sandboxes.
 func MemoryClass(mib int64) int64 {

@@ -53,15 +53,10 @@ func within(what string, used, more, limit int64) error {
 		WithHint("wait until one of the tenant's sandboxes ends, kill one, or ask the operator for a larger quota")
 }
 
-// Demand is what a sandbox with r takes of its node.
-func Demand(r sandbox.Resources) sandbox.Capacity {
-	return sandbox.Capacity{VCPUs: r.VCPUs, MemoryMiB: r.MemoryMiB + sandbox.VMOverheadMiB, DiskMiB: r.DiskMiB}
-}
-
 // FitsNode is nil if n, with its InUse, has room for a sandbox with r, else
 // Unavailable.
 func FitsNode(n sandbox.Node, r sandbox.Resources) error {
-	d := Demand(r)
+	d := r.Demand()
 	for _, c := range []struct {
 		what              string
 		used, more, limit int64

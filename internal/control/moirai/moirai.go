@@ -150,15 +150,16 @@ func (s *Scheduler) place(ctx context.Context, th clotho.Thread) error {
 	return s.wait(ctx, th, ranking)
 }
 
-// wait gives back a request that no node fits, or ends it when that has been
-// so for too long.
+// wait gives back a request that found no place. Where a node is only full it
+// waits its turn, for as long as queue_timeout allows; where none could take
+// it even when empty, it ends once that has been so for too long.
 func (s *Scheduler) wait(ctx context.Context, th clotho.Thread, ranking lachesis.Ranking) error {
-	now := s.cfg.Clock()
-	w := ledger.Waiting{NoNodeSince: th.Claim.Waiting.NoNodeSince, Reasons: ranking.Summary()}
-	if len(w.Reasons) == 0 {
-		w.Reasons = []string{"every node that fitted filled up meanwhile"}
+	w := ledger.Waiting{Reasons: ranking.Summary()}
+	if ranking.Busy() || len(ranking.Candidates) > 0 { // the latter filled up meanwhile
+		return s.giveBack(ctx, th.Claim, w, false)
 	}
-	if w.NoNodeSince.IsZero() {
+	now := s.cfg.Clock()
+	if w.NoNodeSince = th.Claim.Waiting.NoNodeSince; w.NoNodeSince.IsZero() {
 		w.NoNodeSince = now
 	}
 	if now.Sub(w.NoNodeSince) >= th.Want.CapacityWait {

@@ -225,6 +225,22 @@ func TestGivesUpWhenNoNodeFits(t *testing.T) {
 	}
 }
 
+// A node that is only full is worth waiting for: the time for capacity does
+// not run.
+func TestWaitsItsTurnWhereNodesAreFull(t *testing.T) {
+	w := newWorld(t, nil, node("a"))
+	short := func(r *sandbox.Resolved) { r.Resources.VCPUs, r.CapacityWait = 4, 50*time.Millisecond }
+	first := w.admit(wide, short)
+	rec := w.until(first, assigned)
+	second := w.admit(wide, short)
+	time.Sleep(200 * time.Millisecond) // longer than the time for capacity
+	if got := w.until(second, func(sandbox.Record) bool { return true }); got.State != sandbox.Queued {
+		t.Fatalf("the second is %s: %+v", got.State, got.Exit)
+	}
+	w.end(rec)
+	w.until(second, assigned)
+}
+
 // Waiting for the tenant's own limit does not use up the time for capacity.
 func TestWaitsForTheTenantsLimit(t *testing.T) {
 	w := newWorld(t, nil, node("a"))
@@ -238,11 +254,17 @@ func TestWaitsForTheTenantsLimit(t *testing.T) {
 	if got := w.until(second, func(sandbox.Record) bool { return true }); got.State != sandbox.Queued {
 		t.Fatalf("the second is %s: %+v", got.State, got.Exit)
 	}
-	a := sandbox.Assignment{Sandbox: first, Attempt: rec.Runtime.Attempt, Node: rec.Node, Epoch: rec.Epoch}
-	if _, err := w.book.End(t.Context(), a, sandbox.End{At: time.Now(), Exit: sandbox.ExitRecord{Cause: sandbox.Killed}}); err != nil {
-		t.Fatal(err)
-	}
+	w.end(rec)
 	w.until(second, assigned)
+}
+
+// end ends a placed sandbox.
+func (w *world) end(rec sandbox.Record) {
+	w.t.Helper()
+	a := sandbox.Assignment{Sandbox: rec.ID, Attempt: rec.Runtime.Attempt, Node: rec.Node, Epoch: rec.Epoch}
+	if _, err := w.book.End(w.t.Context(), a, sandbox.End{At: time.Now(), Exit: sandbox.ExitRecord{Cause: sandbox.Killed}}); err != nil {
+		w.t.Fatal(err)
+	}
 }
 
 func TestAnUnsignedRequestNeverRuns(t *testing.T) {

@@ -72,15 +72,6 @@ func Rank(want sandbox.Resolved, v View) Ranking {
 	return r
 }
 
-// Need is the room a request takes on a node: the VMM's overhead counts.
-func Need(want sandbox.Resolved) sandbox.Capacity {
-	return sandbox.Capacity{
-		VCPUs:     want.Resources.VCPUs,
-		MemoryMiB: want.Resources.MemoryMiB + sandbox.VMOverheadMiB,
-		DiskMiB:   want.Resources.DiskMiB,
-	}
-}
-
 func reject(want sandbox.Resolved, n sandbox.Node, v View) (Kind, string) {
 	for k, val := range want.NodeSelector {
 		if have, ok := n.Labels[k]; !ok || have != val {
@@ -93,7 +84,7 @@ func reject(want sandbox.Resolved, n sandbox.Node, v View) (Kind, string) {
 	if !want.Network.Empty() && !n.Network {
 		return Network, "the node cannot give a sandbox a network card"
 	}
-	need := Need(want)
+	need := want.Resources.Demand()
 	if need.VCPUs > n.Capacity.VCPUs || need.MemoryMiB > n.Capacity.MemoryMiB || need.DiskMiB > n.Capacity.DiskMiB {
 		return Size, fmt.Sprintf("needs %d vCPUs, %d MiB memory, %d MiB disk; the whole node has %d, %d, %d",
 			need.VCPUs, need.MemoryMiB, need.DiskMiB, n.Capacity.VCPUs, n.Capacity.MemoryMiB, n.Capacity.DiskMiB)
@@ -138,7 +129,7 @@ func belowFloor(floor sandbox.IsolationFloor, have sandbox.Isolation) (bool, str
 
 // load is how full the fullest resource of n would be, 0 to 1.
 func load(want sandbox.Resolved, n sandbox.Node) float64 {
-	need := Need(want)
+	need := want.Resources.Demand()
 	return max(
 		frac(int64(n.InUse.VCPUs+need.VCPUs), int64(n.Capacity.VCPUs)),
 		frac(n.InUse.MemoryMiB+need.MemoryMiB, n.Capacity.MemoryMiB),
@@ -150,6 +141,14 @@ func frac(a, b int64) float64 {
 		return 1
 	}
 	return float64(a) / float64(b)
+}
+
+// Busy reports whether some node that was left out only has no room at the
+// moment: it would take the request once enough of what runs there has ended.
+func (r Ranking) Busy() bool {
+	return slices.ContainsFunc(r.LeftOut, func(l LeftOut) bool {
+		return l.Kind == CPU || l.Kind == Memory || l.Kind == Disk
+	})
 }
 
 // Summary tells why no node took it, by kind and count: no node names, so

@@ -60,6 +60,9 @@ func TestEachReason(t *testing.T) {
 		if len(got.Candidates) != 0 || len(got.LeftOut) != 1 || got.LeftOut[0].Kind != tc.kind || got.LeftOut[0].Reason == "" {
 			t.Errorf("%s: got %+v", tc.kind, got)
 		}
+		if busy := tc.kind == lachesis.CPU || tc.kind == lachesis.Memory || tc.kind == lachesis.Disk; got.Busy() != busy {
+			t.Errorf("%s: Busy is %v", tc.kind, got.Busy())
+		}
 	}
 	if got := rank(want(nil), node("n1", nil)); len(got.Candidates) != 1 || len(got.LeftOut) != 0 {
 		t.Errorf("a node that fits was left out: %+v", got)
@@ -116,7 +119,7 @@ func TestEveryNodeIsAccountedFor(t *testing.T) {
 		if len(got.Candidates)+len(got.LeftOut) != len(nodes) {
 			t.Fatalf("%d nodes, %d candidates, %d left out", len(nodes), len(got.Candidates), len(got.LeftOut))
 		}
-		need := lachesis.Need(w)
+		need := w.Resources.Demand()
 		for _, n := range got.Candidates {
 			if n.InUse.VCPUs+need.VCPUs > n.Capacity.VCPUs || n.InUse.MemoryMiB+need.MemoryMiB > n.Capacity.MemoryMiB {
 				t.Fatalf("%+v has no room for %+v", n, need)
