@@ -276,7 +276,7 @@ func (l *Ledger) node(id string) sandbox.Node {
 	n := l.nodes[id]
 	for _, r := range l.rows {
 		if rec := &r.entry.Record; rec.Node == id && rec.State.OnNode() {
-			d := ledger.Demand(rec.Request.Resources)
+			d := rec.Request.Resources.Demand()
 			n.InUse.VCPUs += d.VCPUs
 			n.InUse.MemoryMiB += d.MemoryMiB
 			n.InUse.DiskMiB += d.DiskMiB
