@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/tartarus-vm/tartarus/internal/cli"
 	"github.com/tartarus-vm/tartarus/internal/node/cgroup"
 	"github.com/tartarus-vm/tartarus/internal/node/nyx"
 	"github.com/tartarus-vm/tartarus/internal/node/tartarus"
@@ -29,35 +30,51 @@ type kvmVerdict struct {
 	Kernel string         `json:"kernel"` // of the host
 	BootID string         `json:"boot_id"`
 	VMM    string         `json:"vmm"`
+	Rights bool           `json:"rights"` // to open the device
 	Report qemu.KVMReport `json:"report"`
 }
 
 // choose finds the driver. KVM is judged by booting a guest on it, never by
 // the presence of /dev/kvm; the verdict is kept until the host's kernel, its
-// boot or the VMM changes.
-func choose(ctx context.Context, p paths, log *slog.Logger) (choice, error) {
+// boot, the VMM or the rights to the device change. progress, which may be nil,
+// is told of a trial boot.
+func choose(ctx context.Context, p paths, progress func(cli.Step), log *slog.Logger) (_ choice, err error) {
 	images, _, err := openImages(p, nyx.Config{Log: log})
 	if err != nil {
 		return choice{}, err
 	}
-	report, err := judgeKVM(ctx, p, images, log)
-	if err != nil {
-		return choice{}, err
-	}
 	tree, why := groups()
-	cfg := qemu.Config{KVM: &report, Cgroups: tree, Logger: log}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, closeGroups(tree))
+		}
+	}()
+	cfg := qemu.Config{Accel: qemu.AccelTCG, Cgroups: tree, Logger: log}
 	if tree == nil {
 		cfg.NoCgroups = why
 	}
 	d, err := qemu.New(ctx, cfg)
 	if err != nil {
-		return choice{}, errors.Join(err, closeGroups(tree))
+		return choice{}, err
 	}
-	because := "a trial boot on KVM succeeded"
-	if !report.Usable {
-		because = "KVM is not usable here"
+	trial := func(b nyx.Bundle) (qemu.KVMReport, error) {
+		if progress != nil {
+			progress(cli.Step{Name: "host: trying KVM by booting on it"})
+		}
+		return qemu.Probe(ctx, cfg, qemu.ProbeSpec{Kernel: b.Kernel, Initrd: b.Initrd, Cmdline: b.Cmdline})
 	}
-	return choice{driver: d, kvm: report, why: because, close: func() error { return closeGroups(tree) }}, nil
+	report, err := judgeKVM(ctx, p, images, d.Info().Version, trial)
+	if err != nil {
+		return choice{}, err
+	}
+	c := choice{driver: d, kvm: report, why: "KVM is not usable here", close: func() error { return closeGroups(tree) }}
+	if report.Usable {
+		cfg.Accel, cfg.KVM, c.why = qemu.AccelKVM, &report, "a trial boot on KVM succeeded"
+		if c.driver, err = qemu.New(ctx, cfg); err != nil {
+			return choice{}, err
+		}
+	}
+	return c, nil
 }
 
 // groups is where VMs' cgroups are made, or why there are none.
@@ -78,25 +95,23 @@ func closeGroups(tree *cgroup.Tree) error {
 	return tree.Close()
 }
 
-func judgeKVM(ctx context.Context, p paths, images *nyx.Store, log *slog.Logger) (qemu.KVMReport, error) {
-	cfg := qemu.Config{Accel: qemu.AccelTCG, Logger: log}
-	d, err := qemu.New(ctx, cfg)
-	if err != nil {
-		return qemu.KVMReport{}, err
-	}
-	now := kvmVerdict{Kernel: kernelRelease(), BootID: bootID(), VMM: d.Info().Version}
+// judgeKVM is the verdict that was kept, if it still holds, or a new one.
+func judgeKVM(ctx context.Context, p paths, images *nyx.Store, vmm string, trial func(nyx.Bundle) (qemu.KVMReport, error)) (qemu.KVMReport, error) {
+	now := kvmVerdict{Kernel: kernelRelease(), BootID: bootID(), VMM: vmm, Rights: unix.Access("/dev/kvm", unix.R_OK|unix.W_OK) == nil}
 	if b, err := os.ReadFile(p.kvm()); err == nil {
 		var kept kvmVerdict
-		if json.Unmarshal(b, &kept) == nil && kept.Kernel == now.Kernel && kept.BootID == now.BootID && kept.VMM == now.VMM {
-			return kept.Report, nil
+		if json.Unmarshal(b, &kept) == nil {
+			report := kept.Report
+			if kept.Report = now.Report; kept == now {
+				return report, nil
+			}
 		}
 	}
 	bundle, err := images.CurrentBundle(ctx)
 	if err != nil {
 		return qemu.KVMReport{Why: "not tried yet: there is no guest bundle to boot"}, nil
 	}
-	now.Report, err = qemu.Probe(ctx, cfg, qemu.ProbeSpec{Kernel: bundle.Kernel, Initrd: bundle.Initrd, Cmdline: bundle.Cmdline})
-	if err != nil {
+	if now.Report, err = trial(bundle); err != nil {
 		return now.Report, err
 	}
 	b, err := json.Marshal(now)

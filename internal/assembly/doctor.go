@@ -104,7 +104,7 @@ func findImages(ctx context.Context, p paths) cli.Finding {
 }
 
 func findDriver(ctx context.Context, p paths) []cli.Finding {
-	c, err := choose(ctx, p, nil)
+	c, err := choose(ctx, p, nil, nil)
 	if err != nil {
 		return []cli.Finding{failed("driver", err)}
 	}

@@ -177,7 +177,7 @@ func (e *embedded) openImages(ctx context.Context) error {
 }
 
 func (e *embedded) chooseDriver(ctx context.Context) error {
-	c, err := choose(ctx, e.paths, e.log)
+	c, err := choose(ctx, e.paths, e.cfg.Progress, e.log)
 	if err != nil {
 		return err
 	}

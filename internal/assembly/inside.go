@@ -125,10 +125,7 @@ func setup(ctx context.Context, o cli.SetupOptions) error {
 
 // trialBoot judges KVM now, so that the first run need not.
 func trialBoot(ctx context.Context, p paths, progress func(cli.Step)) error {
-	if progress != nil {
-		progress(cli.Step{Name: "host: trying KVM by booting on it"})
-	}
-	c, err := choose(ctx, p, nil)
+	c, err := choose(ctx, p, progress, nil)
 	if err != nil {
 		return err
 	}
