@@ -16,7 +16,6 @@ help: ## list the targets
 run: deps build ## install what is missing, build, prepare, and run a real job in a real VM
 	bin/tartarus setup
 	@echo
-	@echo '$$ bin/tartarus run --timings --template debian -- python3 -c "print(40+2)"'
 	bin/tartarus run --timings --template debian -- python3 -c 'import platform; print(40+2, "from", platform.node(), platform.release())'
 
 build: guest ## build bin/tartarus, one static binary
