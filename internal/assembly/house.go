@@ -73,7 +73,7 @@ func (e *embedded) named(ctx context.Context, images map[sandbox.Digest]bool) (l
 		}
 		for _, rec := range page.Records {
 			logs[rec.LogDigest] = true
-			if rec.State.Live() && !(images[rec.Request.TemplateDigest] && images[rec.Request.GuestDigest]) {
+			if rec.State.Live() && (!images[rec.Request.TemplateDigest] || !images[rec.Request.GuestDigest]) {
 				current = false
 			}
 			q.Before = rec.ID
