@@ -78,7 +78,8 @@ type Tree struct {
 	parents map[string]string // by controller; with version 2 all the same; "cpuacct" too with version 1
 	why     map[string]string // controller that cannot be used: why
 
-	mu sync.Mutex // held while the parent is made or removed
+	mu   sync.Mutex      // held while the parent is made or removed
+	made map[string]bool // parents that this tree made, under mu
 
 	// The kernel's part, replaced where a test has no hierarchy of a version.
 	mkdir, rmdir func(path string) error
@@ -208,7 +209,7 @@ func (t *Tree) Close() error {
 	defer t.mu.Unlock()
 	var errs []error
 	for _, d := range t.dirs("") {
-		if t.version == 2 && filepath.Base(d) != ownFolder {
+		if t.version == 2 && filepath.Base(d) != ownFolder && !t.made[d] {
 			continue // it was given to us: systemd's, or the operator's
 		}
 		err := t.rmdir(d)

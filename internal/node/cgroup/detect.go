@@ -46,7 +46,7 @@ func Detect(cfg Config) (*Tree, error) {
 		return nil, unusable("the agent's own cgroup cannot be read: %v", err)
 	}
 	t := &Tree{
-		parents: make(map[string]string), why: make(map[string]string),
+		parents: make(map[string]string), why: make(map[string]string), made: make(map[string]bool),
 		mkdir: func(p string) error { return os.Mkdir(p, 0o755) }, rmdir: unix.Rmdir,
 	}
 	if err := t.settle(parseMounts(string(info)), cfg.Parent, parseSelf(string(self))); err != nil {
@@ -144,10 +144,14 @@ func (t *Tree) place1(mounts []mount, parent string, self map[string]string) {
 }
 
 // makeParents makes the parents of all groups, and says which could not be.
+// The caller holds mu, or has the tree for itself.
 func (t *Tree) makeParents() map[string]error {
 	failed := make(map[string]error)
 	for _, dir := range t.dirs("") {
 		err := t.mkdir(dir)
+		if err == nil {
+			t.made[dir] = true
+		}
 		if err == nil || errors.Is(err, fs.ErrExist) {
 			err = unix.Access(dir, unix.W_OK)
 		}

@@ -55,7 +55,7 @@ func (f *fake) fill(dir string) {
 
 // tree is an unsettled tree on the fake.
 func (f *fake) tree() *Tree {
-	t := &Tree{version: 2, parents: map[string]string{}, why: map[string]string{}}
+	t := &Tree{version: 2, parents: map[string]string{}, why: map[string]string{}, made: map[string]bool{}}
 	t.mkdir = func(p string) error {
 		err := os.Mkdir(p, 0o700)
 		if err == nil {
@@ -123,6 +123,32 @@ func TestVersion2(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(f.mount, ownFolder)); !os.IsNotExist(err) {
 		t.Errorf("the parent is left: %v", err)
+	}
+}
+
+// A parent that was there before stays; one that was made for the tree goes.
+func TestVersion2NamedParent(t *testing.T) {
+	for _, given := range []bool{false, true} {
+		f := newFake(t, "cpu memory pids")
+		dir := filepath.Join(f.mount, "vms")
+		if given {
+			if err := f.tree().mkdir(dir); err != nil {
+				t.Fatal(err)
+			}
+		}
+		tree := f.tree()
+		if err := tree.settle([]mount{{point: f.mount, root: "/"}}, "vms", map[string]string{"": "/"}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Stat(dir); err != nil {
+			t.Fatal(err)
+		}
+		if err := tree.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Stat(dir); (err == nil) != given {
+			t.Errorf("given %v: after Close its folder: %v", given, err)
+		}
 	}
 }
 
