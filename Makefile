@@ -8,10 +8,10 @@ GUEST   := internal/assembly/guest/tartarus-guest
 LINT    := .cache/bin/golangci-lint
 BUF     := $(GO) tool -modfile=tools/go.mod buf
 
-.PHONY: help run build guest test test-go fuzz lint generate bench deps deps-test clean
+.PHONY: help run build guest test test-go lab firecracker-test fuzz lint generate bench deps deps-test clean
 
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: deps build ## install what is missing, build, prepare, and run a real job in a real VM
 	bin/tartarus setup
@@ -29,6 +29,12 @@ test: deps-test build ## everything that CI runs
 
 test-go: guest ## the Go tests alone, with the race detector
 	$(GO) test -race ./...
+
+lab: deps-test build firecracker-test ## tests that need KVM or cgroup v2, in a VM that has both (docs/lab.md)
+	@$(GO) run ./test/lab suite $(CHECKS)
+
+firecracker-test: deps-test ## fetch Firecracker and its jailer for the lab's tests, and for nothing else
+	@scripts/firecracker-test.sh
 
 fuzz: ## every fuzz target for a few seconds
 	scripts/fuzz.sh 5s

@@ -29,6 +29,9 @@ for group in "$@"; do
 	test)
 		need gcc gcc
 		[ -e /usr/include/stdlib.h ] || want="$want libc6-dev"
+		need ldd libc-bin
+		# scripts/firecracker-test.sh downloads with it; it brings python3.
+		python3 -m pip --version >/dev/null 2>&1 || want="$want python3-pip"
 		;;
 	*)
 		echo "deps: unknown group $group" >&2
