@@ -107,7 +107,7 @@ func goTool(ctx context.Context, args ...string) error {
 const runTries = 2
 
 // run runs a command. Where the lab is lost, by a hang of its kernel say, the
-// command is run once more in a new one.
+// command is run once more in a new one, and out, if it can be reset, is.
 func (l *lab) run(ctx context.Context, o labwire.Order, out io.Writer) (labwire.Ended, error) {
 	for try := 1; ; try++ {
 		if err := l.boot(ctx); err != nil {
@@ -126,6 +126,9 @@ func (l *lab) run(ctx context.Context, o labwire.Order, out io.Writer) (labwire.
 			return labwire.Ended{}, err
 		}
 		l.opts.say("running %q once more: %v", o.Argv[0], err)
+		if r, ok := out.(interface{ reset() }); ok {
+			r.reset()
+		}
 	}
 }
 

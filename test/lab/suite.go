@@ -30,7 +30,8 @@ type check struct {
 	tolerate []string
 }
 
-// checks are the suite, in its order: the cheap ones first.
+// checks are the suite, in its order: the cheap ones first. Each
+// may count on the lab, but not on those before it.
 var checks = []check{
 	{
 		name: "cgroup", pkg: "internal/node/cgroup", limit: time.Minute,
@@ -40,15 +41,22 @@ var checks = []check{
 		name: "launcher", pkg: "internal/node/launcher", limit: 3 * time.Minute, env: []string{"LAUNCHER_TEST_PROBE=" + inLab + "probe"},
 		must: []string{"TestEscapedGuestFindsNothing", "TestDeadlyCallsEndTheVMM", "TestVMMIsWhatTheLayersSay", "TestRequired"},
 	},
-	{
-		// The judgement of KVM is kept in the state, so it is not made again
-		// by what follows.
-		name: "doctor", limit: 2 * time.Minute,
-		argv: shell(`tartarus doctor >/root/doctor; cat /root/doctor; grep -q '^kvm  *ok' /root/doctor`),
-	},
+	{name: "doctor", limit: 2 * time.Minute, argv: shell(`judged; cat /root/doctor`)},
 	{
 		name: "road", limit: 2 * time.Minute,
-		argv: shell(`tartarus run --local --template base --timings -- sh -c 'echo out; uname -r; exit 3' >/root/out; status=$?; cat /root/out; [ $status = 3 ] && grep -qx out /root/out`),
+		argv: shell(`judged
+			tartarus run --local --template base --timings -- sh -c 'echo out; uname -r; exit 3' >/root/out; status=$?
+			cat /root/out; [ $status = 3 ] && grep -qx out /root/out`),
+	},
+	{
+		name: "server", limit: 2 * time.Minute,
+		argv: shell(`judged
+			tartarus up >/root/up.log 2>&1 & up=$!
+			until wget -qO- http://127.0.0.1:7777/readyz >/dev/null 2>&1; do kill -0 $up || { cat /root/up.log; exit 1; }; sleep 0.2; done
+			wget -qO- --header "Authorization: Bearer $(cat $TARTARUS_STATE/admin-token)" --post-data '{"command": ["uname", "-n"], "template": "base"}' \
+				'http://127.0.0.1:7777/sandbox/run?wait=60s' >/root/record
+			cat /root/record; kill $up; wait $up; cat /root/up.log
+			grep -q '"state": *"succeeded"' /root/record && grep -q '"accelerator": *"kvm"' /root/record`),
 	},
 	{
 		name: "firecracker", pkg: "internal/node/tartarus/firecracker", argv: []string{"-test.run=^TestLab"}, limit: 4 * time.Minute,
@@ -63,7 +71,20 @@ const (
 	firecracker = "/opt/firecracker"
 )
 
-func shell(script string) []string { return []string{"sh", "-c", script} }
+// judged ends a script unless KVM is usable as doctor sees it. A trial boot
+// that was too slow on a busy machine is tried again: that it can succeed is
+// what counts here.
+const judged = `judged() {
+	for try in 1 2 3; do
+		tartarus doctor >/root/doctor
+		if grep -q '^kvm  *ok' /root/doctor; then return; fi
+		rm -f "$TARTARUS_STATE/kvm.json"
+	done
+	cat /root/doctor; exit 1
+}
+`
+
+func shell(script string) []string { return []string{"sh", "-c", judged + script} }
 
 // firmware is what QEMU in the lab reads beside its libraries.
 var firmware = []string{"qboot.rom", "bios-microvm.bin", "pvh.bin", "linuxboot_dma.bin", "kvmvapic.bin"}

@@ -33,6 +33,9 @@ var noise = regexp.MustCompile(`^\x16=== (RUN|PAUSE|CONT|NAME) `)
 // mark is what a test binary puts before its own lines.
 const mark = "\x16"
 
+// reset forgets what was said: it is about to be said once more.
+func (t *tally) reset() { t.results, t.line, t.kept = nil, nil, nil }
+
 // Write implements io.Writer.
 func (t *tally) Write(p []byte) (int, error) {
 	t.line = append(t.line, p...)
