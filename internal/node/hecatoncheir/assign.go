@@ -69,6 +69,10 @@ func (a *Agent) able(r sandbox.Resolved) error {
 	if err := styx.Check(r.Network); err != nil {
 		return err
 	}
+	if !r.Network.Empty() {
+		return fault.New(fault.Unsupported, "this node gives sandboxes no network card, and %d network grants were asked for", len(r.Network.Allow)).
+			WithHint("leave network.allow empty, or bring what the command needs in as files")
+	}
 	info := a.cfg.Driver.Info()
 	if info.MaxVCPUs > 0 && r.Resources.VCPUs > info.MaxVCPUs {
 		return fault.New(fault.Unsupported, "driver %s gives a VM %d vCPUs at most, not %d", info.Name, info.MaxVCPUs, r.Resources.VCPUs)
