@@ -61,6 +61,8 @@ type Config struct {
 	// StartTimeout bounds each Start, whatever its context allows: a VMM may
 	// accept a call and never answer. 20 s if zero.
 	StartTimeout time.Duration
+
+	device string // in tests: what stands for /dev/kvm
 }
 
 const defaultStartTimeout = 20 * time.Second
@@ -102,10 +104,13 @@ func New(ctx context.Context, cfg Config) (*Driver, error) {
 	if d.cfg.StartTimeout == 0 {
 		d.cfg.StartTimeout = defaultStartTimeout
 	}
+	if d.cfg.device == "" {
+		d.cfg.device = kvmDevice
+	}
 	if err := d.find(ctx); err != nil {
 		return nil, err
 	}
-	if err := checkDevice(kvmDevice); err != nil {
+	if err := checkDevice(d.cfg.device); err != nil {
 		return nil, err
 	}
 	var err error

@@ -127,6 +127,7 @@ func withGroups(t *testing.T, cfg Config) *Driver {
 func newDriver(t *testing.T, cfg Config) *Driver {
 	t.Helper()
 	t.Setenv(binaryVar, cfg.Binary)
+	t.Setenv(deviceVar, cfg.device)
 	cfg.InsecureTestVMM = true
 	d, err := New(t.Context(), cfg)
 	if err != nil {

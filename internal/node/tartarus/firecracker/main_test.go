@@ -3,6 +3,7 @@ package firecracker
 import (
 	"context"
 	"flag"
+	"fmt"
 	"os"
 	"testing"
 
@@ -21,7 +22,7 @@ const labVar = "TARTARUS_LAB"
 func TestMain(m *testing.M) {
 	launcher.Main()
 	drivertest.HelperMain(func() (tartarus.Driver, error) {
-		cfg := Config{Binary: os.Getenv(binaryVar), InsecureTestVMM: true}
+		cfg := Config{Binary: os.Getenv(binaryVar), InsecureTestVMM: true, device: os.Getenv(deviceVar)}
 		cfg.Cgroups, cfg.NoCgroups = groups(os.Getenv(groupsVar))
 		return New(context.Background(), cfg)
 	})
@@ -31,12 +32,19 @@ func TestMain(m *testing.M) {
 			panic(err)
 		}
 	}
-	goleak.VerifyTestMain(m)
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+		if err := removeStandin(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
+		}
+		os.Exit(code)
+	}))
 }
 
 // What an agent that dies is told by its environment.
 const (
 	binaryVar = "TARTARUS_TEST_FIRECRACKER"
+	deviceVar = "TARTARUS_TEST_KVM"     // what stands for /dev/kvm
 	groupsVar = "TARTARUS_TEST_CGROUPS" // where this test has its cgroups
 )
 

@@ -69,7 +69,7 @@ func (d *Driver) bare(s *launcher.Spec, b boot) error {
 	s.Argv = append([]string{d.binary, "--id", b.id}, d.arguments()...)
 	s.Sockets = run
 	s.Writable = []string{pipe}
-	s.Devices = []string{kvmDevice}
+	s.Devices = []string{d.cfg.device}
 	s.Syscalls = syscalls
 	s.Require = append([]string{launcher.LayerPIDNS}, d.cfg.Require...)
 	if b.disks {
@@ -121,7 +121,7 @@ func handleOf(p *launcher.Process, group *cgroup.Group) tartarus.Handle {
 // filters come on top of these. Guests that call the host over vsock make it
 // connect, which is refused.
 var syscalls = []string{
-	"accept4", "eventfd2", "fallocate", "fdatasync", "fsync", "ftruncate", "getsockopt", "ioctl", "kill", "memfd_create", "mincore", "msync",
+	"accept4", "eventfd2", "fallocate", "fdatasync", "fsync", "ftruncate", "getpeername", "getsockname", "getsockopt", "ioctl", "kill", "memfd_create", "mincore", "msync",
 	"recvfrom", "recvmsg", "sched_setaffinity", "seccomp", "sendmsg", "sendto", "setsockopt", "shutdown", "signalfd4", "timerfd_create",
 	"timerfd_gettime", "timerfd_settime", "unlink",
 }

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/tartarus-vm/tartarus/internal/node/cgroup"
 	"github.com/tartarus-vm/tartarus/internal/node/launcher"
 	"github.com/tartarus-vm/tartarus/internal/node/tartarus"
@@ -75,7 +77,7 @@ func (v *vm) attach(ctx context.Context) error {
 		err = v.judgeIsolation()
 	}
 	if err != nil {
-		if ctx.Err() == nil {
+		if ctx.Err() == nil && broke(err) {
 			v.awaitLastWords(actx)
 		}
 		if cause := context.Cause(actx); cause != nil && !errors.Is(err, cause) {
@@ -146,6 +148,12 @@ func (v *vm) awaitLastWords(ctx context.Context) {
 		<-v.proc.Done()
 	case <-t.C:
 	}
+}
+
+// broke reports whether an error may come of Firecracker's end.
+func broke(err error) bool {
+	return notThere(err) || errors.Is(err, context.Canceled) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
+		errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.EPIPE)
 }
 
 // tend waits for the end: a guest's reset is Firecracker's too.
