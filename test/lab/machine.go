@@ -172,7 +172,10 @@ func (m *machine) next(ctx context.Context, silence time.Duration) (labwire.Repo
 		case <-m.console.spoke:
 			t.Reset(silence)
 		case <-m.done:
-			return labwire.Report{}, fmt.Errorf("%w: QEMU ended (%v)", errLost, m.err)
+			if m.err == nil {
+				return labwire.Report{}, fmt.Errorf("%w: its kernel ended, and QEMU with it", errLost)
+			}
+			return labwire.Report{}, fmt.Errorf("%w: QEMU ended: %w", errLost, m.err)
 		case <-ctx.Done():
 			return labwire.Report{}, ctx.Err()
 		case <-t.C:

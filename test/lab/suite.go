@@ -25,9 +25,6 @@ type check struct {
 
 	limit time.Duration
 	must  []string // tests that may not skip or be missing
-
-	// tolerate is what may stay behind: see labwire.Order.
-	tolerate []string
 }
 
 // checks are the suite, in its order: the cheap ones first. Each
@@ -163,7 +160,7 @@ func choose(names []string) ([]check, error) {
 
 // order is what the lab is told to run.
 func (c check) order() labwire.Order {
-	o := labwire.Order{Argv: c.argv, Env: append([]string{"TARTARUS_STATE=" + guestFolder}, c.env...), Limit: c.limit, Tolerate: c.tolerate}
+	o := labwire.Order{Argv: c.argv, Env: append([]string{"TARTARUS_STATE=" + guestFolder}, c.env...), Limit: c.limit}
 	if c.pkg != "" {
 		const early = 10 * time.Second // so that Go tells where it hangs
 		o.Argv = append([]string{inLab + c.name + ".test", "-test.v=test2json", "-test.timeout=" + (c.limit - early).String()}, c.argv...)

@@ -198,7 +198,7 @@ func loopback() error {
 	if err != nil {
 		return err
 	}
-	defer unix.Close(s) //nolint:errcheck // nothing was written
+	defer unix.Close(s)
 	r, err := unix.NewIfreq("lo")
 	if err != nil {
 		return err

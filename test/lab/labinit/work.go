@@ -134,7 +134,7 @@ func run(o labwire.Order, r *reporter) *labwire.Ended {
 	c.Cancel = func() error { return unix.Kill(-c.Process.Pid, unix.SIGKILL) }
 	e := ended(c.Run(), c.ProcessState)
 	e.TimedOut = ctx.Err() != nil
-	e.Left = leftovers(before, o.Tolerate)
+	e.Left = leftovers(before)
 	return e
 }
 
@@ -151,13 +151,12 @@ func ended(err error, state *os.ProcessState) *labwire.Ended {
 
 // leftovers is what there is beyond before, after a while in which it may
 // still go. It ends the processes.
-func leftovers(before map[string]int, tolerate []string) []string {
+func leftovers(before map[string]int) []string {
 	var left map[string]int
 	for end := time.Now().Add(settle); ; time.Sleep(50 * time.Millisecond) {
 		left = inventory()
 		for item := range left {
-			_, had := before[item]
-			if had || slices.ContainsFunc(tolerate, func(p string) bool { return strings.HasPrefix(item, p) }) {
+			if _, had := before[item]; had {
 				delete(left, item)
 			}
 		}

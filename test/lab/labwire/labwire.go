@@ -23,10 +23,6 @@ type Order struct {
 	Env   []string      `json:"env,omitempty"` // KEY=VALUE, beside the lab's own
 	Dir   string        `json:"dir,omitempty"` // /root if empty
 	Limit time.Duration `json:"limit"`         // then the command and all that it started is killed
-
-	// Tolerate are what the lab does not tell of as left behind: beginnings
-	// of what Ended.Left would have.
-	Tolerate []string `json:"tolerate,omitempty"`
 }
 
 // Report is what the lab tells: that it is ready, what a command printed, or
