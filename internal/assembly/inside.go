@@ -26,6 +26,10 @@ func Inside() cli.Inside {
 			return explain(up(ctx, o, ready))
 		},
 		Setup: func(ctx context.Context, o cli.SetupOptions) error { return explain(setup(ctx, o)) },
+		SetupFirecracker: func(ctx context.Context, o cli.SetupFirecrackerOptions) (string, error) {
+			dir, err := setupFirecracker(ctx, o)
+			return dir, explain(err)
+		},
 		Templates: func(ctx context.Context, stateDir string) ([]*apiv1.Template, error) {
 			list, err := listTemplates(ctx, stateDir)
 			return list, explain(err)

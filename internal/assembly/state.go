@@ -30,15 +30,16 @@ const stateVersion = 1
 //	local/ID/    what one run --local keeps (home), removed at its end
 type paths struct{ root string }
 
-func (p paths) version() string    { return filepath.Join(p.root, "version") }
-func (p paths) blobs() string      { return filepath.Join(p.root, "blobs") }
-func (p paths) nyx() string        { return filepath.Join(p.root, "nyx") }
-func (p paths) lethe() string      { return filepath.Join(p.root, "lethe") }
-func (p paths) kvm() string        { return filepath.Join(p.root, "kvm.json") }
-func (p paths) up() home           { return home{filepath.Join(p.root, "up")} }
-func (p paths) locals() string     { return filepath.Join(p.root, "local") }
-func (p paths) uids() string       { return filepath.Join(p.root, "uids") }
-func (p paths) adminToken() string { return filepath.Join(p.root, "admin-token") }
+func (p paths) version() string     { return filepath.Join(p.root, "version") }
+func (p paths) blobs() string       { return filepath.Join(p.root, "blobs") }
+func (p paths) nyx() string         { return filepath.Join(p.root, "nyx") }
+func (p paths) lethe() string       { return filepath.Join(p.root, "lethe") }
+func (p paths) firecracker() string { return filepath.Join(p.root, "firecracker") }
+func (p paths) kvm() string         { return filepath.Join(p.root, "kvm.json") }
+func (p paths) up() home            { return home{filepath.Join(p.root, "up")} }
+func (p paths) locals() string      { return filepath.Join(p.root, "local") }
+func (p paths) uids() string        { return filepath.Join(p.root, "uids") }
+func (p paths) adminToken() string  { return filepath.Join(p.root, "admin-token") }
 
 // home is what one process keeps: the book, the keys, the node.
 type home struct{ root string }

@@ -46,6 +46,9 @@ type Inside struct {
 	// Setup prepares the host: guest bundle and templates.
 	Setup func(ctx context.Context, o SetupOptions) error
 
+	// SetupFirecracker installs Firecracker and its jailer, and tells where.
+	SetupFirecracker func(ctx context.Context, o SetupFirecrackerOptions) (dir string, err error)
+
 	// Templates lists the templates of this host.
 	Templates func(ctx context.Context, stateDir string) ([]*apiv1.Template, error)
 
@@ -90,6 +93,13 @@ type SetupOptions struct {
 	Kernel    string // an ELF vmlinux instead of Debian's
 	Modules   string // the folder of its modules
 	Progress  func(Step)
+}
+
+// SetupFirecrackerOptions are for Inside.SetupFirecracker.
+type SetupFirecrackerOptions struct {
+	StateDir string
+	From     string // the release's archive, for a host without internet
+	Progress func(Step)
 }
 
 // Step is a piece of long work, as it begins and goes on. It ends with the

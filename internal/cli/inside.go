@@ -61,6 +61,34 @@ same for what it needs, so this is for hosts that shall be ready before.`,
 	c.Flags().StringArrayVar(&o.Templates, "template", []string{"base", "debian"}, "template `NAME` to make (repeatable)")
 	c.Flags().StringVar(&o.Kernel, "kernel", "", "an ELF vmlinux `FILE` of your own instead of the distribution's")
 	c.Flags().StringVar(&o.Modules, "modules", "", "with --kernel: the `FOLDER` of its modules")
+	c.AddCommand(a.setupFirecrackerCommand())
+	return c
+}
+
+func (a *app) setupFirecrackerCommand() *cobra.Command {
+	o := SetupFirecrackerOptions{}
+	c := &cobra.Command{
+		Use:   "firecracker",
+		Short: "Install Firecracker and its jailer",
+		Long: `Downloads the official release of Firecracker that this version of Tartarus
+runs, verifies its checksum and installs it beside the state. It may be
+interrupted and repeated: the download goes on where it stopped.`,
+		Example: `  tartarus setup firecracker
+  tartarus setup firecracker --from ./firecracker-v1.17.0-x86_64.tgz`,
+		Args: takes(),
+		RunE: func(c *cobra.Command, _ []string) error {
+			p := a.progress()
+			o.StateDir, o.Progress = a.state(), p.step
+			dir, err := a.cfg.Inside.SetupFirecracker(c.Context(), o)
+			p.end()
+			if err != nil {
+				return err
+			}
+			_, err = fmt.Fprintln(a.io.Out, dir)
+			return err
+		},
+	}
+	c.Flags().StringVar(&o.From, "from", "", "the release's archive as a `FILE`, for a host without internet")
 	return c
 }
 

@@ -124,6 +124,22 @@ func TestSetup(t *testing.T) {
 	}
 }
 
+func TestSetupFirecracker(t *testing.T) {
+	var got SetupFirecrackerOptions
+	inside := Inside{SetupFirecracker: func(_ context.Context, o SetupFirecrackerOptions) (string, error) {
+		got = o
+		return "/s/firecracker/1", nil
+	}}
+	r := (call{inside: inside}).main(t, "setup", "firecracker", "--from", "f.tgz", "--state", "/s")
+	if r.code != 0 || r.out != "/s/firecracker/1\n" || got.From != "f.tgz" || got.StateDir != "/s" {
+		t.Errorf("%+v, %+v", r, got)
+	}
+	inside.SetupFirecracker = func(context.Context, SetupFirecrackerOptions) (string, error) { return "", errors.New("no room") }
+	if r := (call{inside: inside}).main(t, "setup", "firecracker"); r.code != 1 || r.out != "" || !strings.Contains(r.errout, "no room") {
+		t.Errorf("%+v", r)
+	}
+}
+
 func TestDoctor(t *testing.T) {
 	findings := []Finding{{Name: "kvm", Status: "limited", Message: "no", Meaning: "slower", Cure: "buy"}}
 	inside := Inside{Doctor: func(context.Context, string) ([]Finding, error) { return findings, nil }}

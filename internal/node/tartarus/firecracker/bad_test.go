@@ -17,6 +17,7 @@ import (
 	"github.com/tartarus-vm/tartarus/internal/fault"
 	"github.com/tartarus-vm/tartarus/internal/node/tartarus"
 	"github.com/tartarus-vm/tartarus/internal/node/tartarus/firecracker/fcapi"
+	"github.com/tartarus-vm/tartarus/internal/node/tartarus/firecracker/fcget"
 )
 
 // unsupported asserts an error of New that a person can do something with.
@@ -364,5 +365,13 @@ func TestSmallRooms(t *testing.T) {
 			t.Errorf("something holds the folder: %v", err)
 		}
 		clean(t, s)
+	}
+}
+
+// TestPinned: what setup installs is what runs.
+func TestPinned(t *testing.T) {
+	r, err := fcget.Pinned()
+	if err != nil || r.Version != Pinned.String() {
+		t.Errorf("setup installs %q, and %v is pinned (%v)", r.Version, Pinned, err)
 	}
 }
