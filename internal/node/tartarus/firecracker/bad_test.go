@@ -1,6 +1,7 @@
 package firecracker
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -201,8 +202,8 @@ func TestLies(t *testing.T) {
 	}
 }
 
-// TestSwap: a VMM that puts links in the place of its sockets and its pipe
-// leads the host nowhere.
+// TestSwap: a VMM that was taken over reaches no socket of the host, nor leads
+// the host anywhere by links in the place of its own sockets and pipe.
 func TestSwap(t *testing.T) {
 	cfg := scripted(t, "swap")
 	canary := filepath.Join(filepath.Dir(filepath.Dir(cfg.Binary)), "canary")
@@ -210,8 +211,8 @@ func TestSwap(t *testing.T) {
 		t.Fatal(err)
 	}
 	var touched atomic.Int32
-	for _, name := range []string{apiSocket, vsockSocket} {
-		l, err := net.Listen("unix", filepath.Join(canary, name))
+	for _, name := range []string{filepath.Join(canary, apiSocket), filepath.Join(canary, vsockSocket), "@" + canary} {
+		l, err := net.Listen("unix", name)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -261,6 +262,10 @@ func TestSwap(t *testing.T) {
 		t.Error(err)
 	}
 	clean(t, s)
+	var console bytes.Buffer
+	if err := v.Console(&console); err != nil || strings.Count(console.String(), "reach:") != 2 {
+		t.Errorf("it did not try: %q, %v", console.String(), err)
+	}
 	if touched.Load() != 0 {
 		t.Error("the canary was connected to")
 	}

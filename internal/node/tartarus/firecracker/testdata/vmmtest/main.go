@@ -8,7 +8,8 @@
 //	die-N         ends
 //	mute-N        never answers; mute-0 not even for its version
 //	garbage-N     answers with what is no answer
-//	swap          once it runs, puts links in the place of its sockets and pipe
+//	swap          once it runs, calls sockets of the host, and puts links in the
+//	              place of its own and of its pipe
 //	is-VERSION    is another version, jail-VERSION is one with another jailer
 //	lies-VERSION  is another version only to the API
 package main
@@ -276,6 +277,7 @@ func (m *vmm) act(what string) error {
 		}()
 		work()
 		if m.what == "swap" {
+			reach(filepath.Join(canary(), "api.sock"), "@"+canary())
 			swap("api.sock", "vsock.sock", "metrics")
 		}
 	case "FlushMetrics":
@@ -303,6 +305,17 @@ func work() {
 // canary is a folder of the host, with a socket and a file in it, that is
 // named by the folder that this program was started from.
 func canary() string { return filepath.Join(filepath.Dir(filepath.Dir(os.Args[0])), "canary") }
+
+// reach tries to call somebody on the host.
+func reach(sockets ...string) {
+	for _, s := range sockets {
+		if c, err := net.Dial("unix", s); err == nil {
+			_, _ = c.Write([]byte("reached\n"))
+		} else {
+			fmt.Println("reach:", err)
+		}
+	}
+}
 
 // swap puts links to the canary in the place of what the host will open. It
 // goes on if it may not: then there is no link.
