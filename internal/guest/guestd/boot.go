@@ -4,6 +4,7 @@ import (
 	"errors"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"unsafe"
 
@@ -112,6 +113,11 @@ func mountAll(table []mount) error {
 // modulesList names the modules to load, one a line, in their order.
 const modulesList = "/etc/tartarus/modules"
 
+// netModules serve a network card, and are loaded only for one: that saves a
+// boot without it a fiftieth of a second.
+var netModules = [...]string{"failover", "net_failover", "virtio_net"}
+
+// loadModules loads the list in its order, the card's last.
 func loadModules() error {
 	list, err := readFile(modulesList, 1<<16)
 	if errors.Is(err, unix.ENOENT) {
@@ -120,17 +126,36 @@ func loadModules() error {
 	if err != nil {
 		return err
 	}
+	var card []string
 	for name := range strings.FieldsSeq(list) {
-		path := "/modules/" + strings.TrimSuffix(name, ".ko") + ".ko"
-		fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return wrap("opening "+path, err)
+		name = strings.TrimSuffix(name, ".ko")
+		if slices.Contains(netModules[:], name) {
+			card = append(card, name)
+		} else if err := loadModule(name); err != nil {
+			return err
 		}
-		err = unix.FinitModule(fd, "", 0)
-		unix.Close(fd)
-		if err != nil && err != unix.EEXIST {
-			return wrap("loading "+path, err)
+	}
+	if len(card) == 0 || !hasCard() {
+		return nil
+	}
+	for _, name := range card {
+		if err := loadModule(name); err != nil {
+			return err
 		}
+	}
+	return nil
+}
+
+func loadModule(name string) error {
+	path := "/modules/" + name + ".ko"
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return wrap("opening "+path, err)
+	}
+	err = unix.FinitModule(fd, "", 0)
+	unix.Close(fd)
+	if err != nil && err != unix.EEXIST {
+		return wrap("loading "+path, err)
 	}
 	return nil
 }

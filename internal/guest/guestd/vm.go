@@ -16,6 +16,7 @@ type vm struct {
 	cgroups int // the root of the cgroup tree
 	box     int // the cgroup of all commands; -1 until Setup
 	scratch string
+	online  bool // the card is set up
 	reset   bool // its end is a reset
 }
 
@@ -58,6 +59,12 @@ func (v *vm) Setup(s *guestwire.Setup) error {
 			return err
 		}
 		v.scratch = scratchDevice
+	}
+	if s.Network != nil && !v.online {
+		if err := setCard(s.Network); err != nil {
+			return err
+		}
+		v.online = true
 	}
 	identify(s)
 	return nil

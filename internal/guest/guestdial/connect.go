@@ -152,7 +152,7 @@ func (s *Session) resume(conn net.Conn, m *guestwire.HelloGuest) error {
 			return err
 		}
 	}
-	s.conn = conn
+	s.conn, s.version = conn, m.Version
 	s.poke()
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/tartarus-vm/tartarus/internal/fault"
 	"github.com/tartarus-vm/tartarus/internal/guest/guestwire"
 )
 
@@ -182,8 +183,16 @@ func (s *Session) do(ctx context.Context, doing string, make batch) error {
 }
 
 // Setup gives the guest its identity and limits, and returns when it is ready.
-// It comes before everything else.
+// It comes before everything else. A guest that is too old for a network card
+// is fault.Unsupported.
 func (s *Session) Setup(ctx context.Context, m guestwire.Setup) error {
+	s.mu.Lock()
+	version := s.version
+	s.mu.Unlock()
+	if m.Network != nil && version < guestwire.VersionNetwork {
+		return fault.New(fault.Unsupported, "the guest speaks version %d of the protocol, and sets up no network card", version).
+			WithHint("build the guest bundle again with this version of Tartarus")
+	}
 	return s.do(ctx, "setting the guest up", one(func(req uint32) guestwire.Message {
 		m.Req = req
 		return &m

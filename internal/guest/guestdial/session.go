@@ -107,6 +107,7 @@ type Session struct {
 
 	mu         sync.Mutex
 	generation uint32
+	version    uint16   // that the guest chose last
 	conn       net.Conn // of this generation; nil while there is none
 	spoke      bool     // the guest said something on the present stream
 	requests   requests

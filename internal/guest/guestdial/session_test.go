@@ -13,6 +13,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/tartarus-vm/tartarus/internal/fault"
 	"github.com/tartarus-vm/tartarus/internal/guest/guestdial"
 	"github.com/tartarus-vm/tartarus/internal/guest/guesttest"
 	"github.com/tartarus-vm/tartarus/internal/guest/guestwire"
@@ -40,6 +41,18 @@ func ready(t *testing.T, cfg guesttest.Config) (*guestdial.Session, *guesttest.G
 		t.Fatal(err)
 	}
 	return s, g
+}
+
+// TestOlderGuest: the version before is spoken, but for what it has not.
+func TestOlderGuest(t *testing.T) {
+	s := open(t, guesttest.New(guesttest.Config{Version: guestwire.VersionNetwork - 1}), guestdial.Config{})
+	card := &guestwire.Network{Bits: 16}
+	if err := s.Setup(t.Context(), guestwire.Setup{Network: card}); !fault.Is(err, fault.Unsupported) {
+		t.Errorf("a card for a guest that knows none: %v", err)
+	}
+	if err := s.Setup(t.Context(), guestwire.Setup{}); err != nil {
+		t.Error(err)
+	}
 }
 
 type sink struct {

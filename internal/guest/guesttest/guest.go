@@ -6,6 +6,7 @@
 package guesttest
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -25,6 +26,9 @@ type Config struct {
 	Setup   func(*guestwire.Setup) error
 	PutFile func(path string, mode uint32, data []byte) error
 	Usage   func() guestwire.Usage
+
+	// Version is what the guest speaks; the current one if 0.
+	Version uint16
 
 	// Mangle gets each frame that is about to be sent, and returns what is
 	// sent instead: itself, nothing, other bytes. n counts frames from 1 over
@@ -224,7 +228,7 @@ func (g *Guest) handleLocked(s *stream, t guestwire.Type, payload []byte) error 
 func (g *Guest) helloLocked(s *stream, m *guestwire.HelloHost) {
 	g.generation = m.Generation
 	hello := &guestwire.HelloGuest{
-		Nonce: m.Nonce, Version: guestwire.Version, Generation: m.Generation, LastReq: g.lastReq, Ready: g.ready,
+		Nonce: m.Nonce, Version: cmp.Or(g.cfg.Version, guestwire.Version), Generation: m.Generation, LastReq: g.lastReq, Ready: g.ready,
 	}
 	s.control = append(s.control[:0], hello)
 	for _, a := range g.answers {

@@ -13,7 +13,7 @@
 //
 //	frame         from   fields
 //	HelloHost     host   magic, nonce, versions it speaks, generation, last reply it has, how far it has each flow
-//	Setup         host   request; identity, clock, entropy, user, limits, root
+//	Setup         host   request; identity, clock, entropy, user, limits, root, card
 //	PutFile       host   request; path, mode, size; its content follows as FileData
 //	FileData      host   request; the next bytes of the file
 //	Part          host   request; the first bytes of a Start too long for one frame
@@ -64,12 +64,15 @@
 // # History
 //
 //	1  the first
+//	2  Setup may end with how the guest's network card is set up
 package guestwire
 
 // Versions of the protocol that this code speaks.
 const (
 	MinVersion = 1
-	Version    = 1
+	Version    = 2
+
+	VersionNetwork = 2 // the first that has Setup.Network
 )
 
 // VsockPort is where the guest listens for the host, on a machine whose stream

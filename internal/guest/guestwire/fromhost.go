@@ -1,5 +1,7 @@
 package guestwire
 
+import "slices"
+
 // magicHost begins every HelloHost.
 const magicHost = 0x54_52_54_53_0d_0a_7f_01
 
@@ -40,6 +42,15 @@ type Setup struct {
 	MemoryBytes int64  // for all commands together; 0 for what the guest can spare
 	Processes   int64  // at once; 0 for no limit but the kernel's
 	Root        RootKind
+	Network     *Network // nil: none is set up; since version 2
+}
+
+// Network is how the guest's one card is set up. There is no resolver.
+type Network struct {
+	MAC     [6]byte // of the card that is meant
+	Address [4]byte
+	Bits    uint8 // of the network's prefix, 1 to 30
+	Gateway [4]byte
 }
 
 // PutFile writes a file, whose content follows in FileData. An empty file has
@@ -191,6 +202,10 @@ func (m *Setup) encode(e *encoder) {
 	e.offset(m.Processes)
 	e.bad = e.bad || m.Root > RootInitramfs
 	e.u8(uint8(m.Root))
+	if n := m.Network; n != nil { // it ends here without, as in version 1
+		e.bad = e.bad || !n.valid()
+		e.b = slices.Concat(e.b, n.MAC[:], n.Address[:], []byte{n.Bits}, n.Gateway[:])
+	}
 }
 
 func (m *Setup) decode(d *decoder) {
@@ -204,7 +219,23 @@ func (m *Setup) decode(d *decoder) {
 	m.Processes = d.offset()
 	m.Root = RootKind(d.u8())
 	d.bad = d.bad || m.Root > RootInitramfs
+	m.Network = nil
+	if len(d.b) == 0 || d.bad {
+		return
+	}
+	m.Network = new(Network)
+	for _, f := range [][]byte{m.Network.MAC[:], m.Network.Address[:]} {
+		copy(f, d.take(len(f)))
+	}
+	m.Network.Bits = d.u8()
+	copy(m.Network.Gateway[:], d.take(len(m.Network.Gateway)))
+	d.bad = d.bad || !m.Network.valid()
 }
+
+// maxBits leaves room for a gateway and a guest.
+const maxBits = 30
+
+func (n *Network) valid() bool { return n.Bits >= 1 && n.Bits <= maxBits && n.MAC[0]&1 == 0 }
 
 func (m *PutFile) encode(e *encoder) {
 	e.u32(m.Req)

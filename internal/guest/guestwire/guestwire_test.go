@@ -18,6 +18,7 @@ import (
 var examples = []Message{
 	&HelloHost{Nonce: 1, MinVersion: 1, MaxVersion: 2, Generation: 3, Acked: 4, Flows: []FlowOffset{{1, Out, 5}, {1, Err, 6}}},
 	&Setup{Req: 1, Hostname: "sb-x", WallClock: -5, Entropy: []byte("random"), MachineID: "ab", User: "sandbox", MemoryBytes: 1 << 30, Processes: 256, Root: RootInitramfs},
+	&Setup{Req: 1, Hostname: "sb-x", Entropy: []byte("random"), Network: &Network{MAC: [6]byte{2, 0x74, 172, 16, 0, 2}, Address: [4]byte{172, 16, 0, 2}, Bits: 16, Gateway: [4]byte{172, 16, 0, 1}}},
 	&PutFile{Req: 2, Path: "/a/b", Mode: 0o644, Size: 10},
 	&FileData{Req: 3, Data: []byte("data")},
 	&Part{Req: 4, Data: []byte("part")},
@@ -59,6 +60,20 @@ func read(t testing.TB, b []byte) Message {
 	return m
 }
 
+// endsInVersion1 reports whether m's first n bytes are what it was before it
+// grew.
+func endsInVersion1(m Message, n int) bool {
+	s, ok := m.(*Setup)
+	if !ok || s.Network == nil {
+		return false
+	}
+	old := *s
+	old.Network = nil
+	e := encoder{}
+	old.encode(&e)
+	return len(e.b) == n
+}
+
 func TestEveryMessage(t *testing.T) {
 	seen := map[Type]bool{}
 	for _, m := range examples {
@@ -73,7 +88,7 @@ func TestEveryMessage(t *testing.T) {
 		payload := b[headerLen : len(b)-1]
 		fresh := frames[m.Type()].make()
 		for n := range payload {
-			if Decode(fresh, payload[:n]) == nil {
+			if Decode(fresh, payload[:n]) == nil && !endsInVersion1(m, n) {
 				t.Errorf("%v: cut off after %d bytes it is taken", m.Type(), n)
 			}
 		}
@@ -109,6 +124,9 @@ func TestBounds(t *testing.T) {
 		&Credit{Limit: MaxOffset + 1},
 		&Setup{Hostname: strings.Repeat("x", MaxName+1)},
 		&Setup{Entropy: make([]byte, MaxEntropy+1)},
+		&Setup{Network: &Network{}},
+		&Setup{Network: &Network{Bits: 31}},
+		&Setup{Network: &Network{Bits: 16, MAC: [6]byte{1}}},
 		&PutFile{Path: strings.Repeat("x", MaxPath+1)},
 		&PutFile{Path: "/x", Mode: 0o1000},
 		&PutFile{Path: "/x", Size: MaxFile + 1},

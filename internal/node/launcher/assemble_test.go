@@ -93,7 +93,7 @@ func TestFilterMatchesItsRules(t *testing.T) {
 			if _, err := bpf.Assemble(prog); err != nil {
 				t.Fatal(err)
 			}
-			values := []uint64{0, 1, 4711, addr, addr + 1, addr | 1<<63, unix.CLONE_THREAD, unix.CLONE_THREAD | unix.CLONE_NEWUSER, 1 << 32, unix.TIOCSTI, 1<<32 | unix.TIOCSTI, tioclinux, ^uint64(0)}
+			values := []uint64{0, 1, 4711, addr, addr + 1, addr | 1<<63, unix.CLONE_THREAD, unix.CLONE_THREAD | unix.CLONE_NEWUSER, 1 << 32, unix.TIOCSTI, 1<<32 | unix.TIOCSTI, tioclinux, unix.TUNSETPERSIST, unix.SIOCSIFHWADDR, ^uint64(0)}
 			values = append(values, prctlOptions...)
 			values = append(values, fcntlCommands...)
 			var numbers []uint32

@@ -81,12 +81,16 @@ func conditions(name string, pid uint64) [][]condition {
 		return oneOf(0, prctlOptions...)
 	case "fcntl":
 		return oneOf(1, fcntlCommands...)
-	case "ioctl": // not typing into a terminal
+	case "ioctl":
+		var none []condition
+		for _, r := range ioctlRequests {
+			none = append(none, condition{arg: 1, is: not32, value: r})
+		}
 		return [][]condition{
-			{{arg: 1, is: not32, value: unix.TIOCSTI}, {arg: 1, is: not32, value: tioclinux}},
+			none,
 			// KVM's requests, which QEMU keeps in an int whose sign fills the
 			// register. The kernel looks at 32 bits, of which bit 31 sets them
-			// apart from the two above.
+			// apart from those refused.
 			{{arg: 1, is: allSet, value: 1 << 31}},
 		}
 	}
@@ -94,6 +98,14 @@ func conditions(name string, pid uint64) [][]condition {
 }
 
 const tioclinux = 0x541c
+
+// The requests of ioctl that are refused: typing into a terminal; and, to who
+// holds a TAP, changing what the host knows it by, or having it outlive its
+// VMM. The kernel asks for no capability there.
+var ioctlRequests = []uint64{
+	unix.TIOCSTI, tioclinux,
+	unix.TUNSETPERSIST, unix.TUNSETOWNER, unix.TUNSETGROUP, unix.TUNSETLINK, unix.TUNSETCARRIER, unix.TUNSETQUEUE, unix.SIOCSIFHWADDR,
+}
 
 func oneOf(arg int, values ...uint64) [][]condition {
 	var out [][]condition

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
@@ -339,6 +340,37 @@ func TestLargestContract(t *testing.T) {
 	t.Logf("attached in %v", time.Since(began))
 	g.can("tcp", "198.51.100.10:80")
 	g.cannot("udp", "203.0.7.1:999")
+}
+
+// TestContractsAreNotAdded: a contract takes the place of one that was not
+// taken back in order.
+func TestContractsAreNotAdded(t *testing.T) {
+	if !inside(t) {
+		return
+	}
+	w := newWorld(t)
+	w.attach(Want{})
+	for _, grants := range [][]sandbox.Grant{everything(), {tcp("198.51.100.10/32", 80)}} {
+		r, err := w.net.host.cfg.rules()
+		if err != nil {
+			t.Fatal(err)
+		}
+		compiled, err := compile(contractOf(grants...))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := r.add(7, compiled); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r, err := w.net.host.cfg.rules()
+	if err != nil {
+		t.Fatal(err)
+	}
+	in, err := r.c.GetRules(r.ip(), &nftables.Chain{Name: chainOf(7), Table: r.ip()})
+	if err != nil || len(in) != 2 { // no private ranges; the grant
+		t.Errorf("%d rules are in force, %v", len(in), err)
+	}
 }
 
 // TestNetworkInUse: a network that the host routes elsewhere is not taken over.

@@ -139,7 +139,8 @@ func (r *rules) remove() error {
 }
 
 // makeBridge: the frames of a port carry its sandbox's MAC and address, in
-// both directions. VLANs, IPv6 and whatever else there is are dropped.
+// both directions, and the gateway's at the other end. VLANs, IPv6 and whatever
+// else there is are dropped.
 func (r *rules) makeBridge() error {
 	t := r.c.AddTable(r.bridge())
 	guests := r.guests()
@@ -150,7 +151,7 @@ func (r *rules) makeBridge() error {
 
 	from := r.base("from_guests", t, nftables.ChainTypeFilter, nftables.ChainHookPrerouting, first)
 	r.rule(from, iifname.isNo(port), accept)
-	r.rule(from, isIPv4, in(guests, iifname, etherSource, ipSource), accept)
+	r.rule(from, isIPv4, etherTarget.is(macOf(r.cfg.Gateway.Addr())), in(guests, iifname, etherSource, ipSource), accept)
 	r.rule(from, isARP, arpTargetIP.is(gateway), in(guests, iifname, etherSource, arpSenderIP),
 		in(guests, iifname, arpSenderMAC, arpSenderIP), accept)
 	r.rule(from, drop)

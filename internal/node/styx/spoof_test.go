@@ -7,6 +7,9 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // datagram is "hello" by UDP in IPv4, from port 9 to port 80.
@@ -92,17 +95,68 @@ func TestSpoofedFramesAreDropped(t *testing.T) {
 	}
 	arrived()
 
-	// Nor can it say that it is somebody else, or that the gateway is.
+	// Nor can it say that it is somebody else, or that the gateway is, or that
+	// somebody else's MAC is behind its port.
+	if err := writeSysctl("net/ipv4/neigh/"+DefaultBridge+"/locktime", "0"); err != nil {
+		t.Fatal(err)
+	}
 	victim.can("tcp", "198.51.100.10:80")
-	for range 5 {
-		send(frame(card.MAC, host, arpKind, arp(card.MAC, him, gateway)))
-		send(frame(card.MAC, host, arpKind, arp(victim.card.MAC, me, gateway)))
-		send(frame(victim.card.MAC, host, arpKind, arp(victim.card.MAC, him, gateway)))
-		send(frame(card.MAC, net.HardwareAddr{255, 255, 255, 255, 255, 255}, arpKind, arp(card.MAC, gateway, him)))
-		send(frame(card.MAC, victim.card.MAC, arpKind, arp(card.MAC, gateway, him)))
+	send(frame(card.MAC, host, arpKind, arp(card.MAC, me, gateway)))
+	everyone := net.HardwareAddr{255, 255, 255, 255, 255, 255}
+	for name, f := range map[string][]byte{
+		"another's address":            frame(card.MAC, host, arpKind, arp(card.MAC, him, gateway)),
+		"another's address, asked":     frame(card.MAC, everyone, arpKind, arp(card.MAC, him, gateway)),
+		"another's MAC":                frame(card.MAC, host, arpKind, arp(victim.card.MAC, me, gateway)),
+		"another's MAC on the frame":   frame(victim.card.MAC, host, arpKind, arp(card.MAC, me, gateway)),
+		"another's MAC and address":    frame(victim.card.MAC, host, arpKind, arp(victim.card.MAC, him, gateway)),
+		"the gateway's address":        frame(card.MAC, everyone, arpKind, arp(card.MAC, gateway, him)),
+		"the gateway's, to him":        frame(card.MAC, victim.card.MAC, arpKind, arp(card.MAC, gateway, him)),
+		"another's address by IPv4":    frame(card.MAC, host, ip, datagram(him, to)),
+		"another's MAC in a broadcast": frame(victim.card.MAC, everyone, ip, datagram(me, to)),
+	} {
+		for range 3 {
+			send(f)
+		}
+		arrived()
+		whoIsWho(t, name, card, victim.card)
 		victim.can("tcp", "198.51.100.10:80")
 	}
 	hears(t, card)
+}
+
+// whoIsWho fails when the host has a wrong idea of a card's address or port.
+func whoIsWho(t *testing.T, after string, cards ...*Card) {
+	t.Helper()
+	neighbours, err := netlink.NeighList(link(t, DefaultBridge).Attrs().Index, netlink.FAMILY_V4)
+	if err != nil {
+		t.Fatal(err)
+	}
+	forwarding, err := netlink.NeighList(0, unix.AF_BRIDGE)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range cards {
+		seen := 0
+		for _, n := range neighbours {
+			if n.IP.Equal(net.IP(bytes4(c.Address.Addr()))) && len(n.HardwareAddr) > 0 {
+				seen++
+				if !slices.Equal(n.HardwareAddr, c.MAC) {
+					t.Errorf("after %s: the host takes %v for %v", after, n.HardwareAddr, c.Address)
+				}
+			}
+		}
+		for _, n := range forwarding {
+			if slices.Equal(n.HardwareAddr, c.MAC) {
+				seen++
+				if n.LinkIndex != link(t, c.Name).Attrs().Index {
+					t.Errorf("after %s: the bridge looks for %v behind another port than %s", after, n.HardwareAddr, c.Name)
+				}
+			}
+		}
+		if seen < 2 {
+			t.Errorf("after %s: the host does not know %s at all", after, c.Name)
+		}
+	}
 }
 
 // hears fails when frames reached the card that were not for it.

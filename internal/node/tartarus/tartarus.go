@@ -50,6 +50,7 @@ type Info struct {
 	CanPause    bool // VM.Pause and VM.Resume work
 	CanSnapshot bool // reserved: warm start
 	CanNetwork  bool // takes a network card
+	CardByName  bool // takes it as a device in a namespace; otherwise as a descriptor
 	MaxVCPUs    int
 }
 
@@ -65,6 +66,7 @@ type Spec struct {
 	Scratch   string // the sandbox's own disk, second block device
 	VCPUs     int
 	MemoryMiB int64
+	NIC       *NIC     // nil: no network card
 	Lifeline  *os.File // nil, or: the VM ends when its other end closes (the agent's death). Stays the caller's.
 
 	// UID and GID are what the VMM runs as where the agent may choose (as
@@ -72,6 +74,48 @@ type Spec struct {
 	// time gets its own, so that one VMM cannot touch another.
 	UID int
 	GID int
+}
+
+// NIC is a VM's network card, as the host holds it: a TAP as a descriptor, or
+// its name in a namespace, whichever Info asks for. Both stay the caller's.
+type NIC struct {
+	MAC net.HardwareAddr // the guest's
+
+	TAP *os.File // without a header before each frame
+
+	Namespace *os.File // a network namespace, for the VMM to be in
+	Device    string   // the TAP's name in it, the VMM's user's to open
+}
+
+// validate says what is wrong with a card, in the words of Spec.
+func (n *NIC) validate() error {
+	switch {
+	case n == nil:
+		return nil
+	case len(n.MAC) != 6 || n.MAC[0]&1 != 0:
+		return fault.Invalid("nic.mac", "give six bytes, the first of them even", "%v is no card's MAC", n.MAC)
+	case (n.TAP == nil) == (n.Namespace == nil):
+		return fault.Invalid("nic", "give a descriptor, or a namespace and a name", "a network card has two host's sides, or none")
+	case n.Namespace != nil && (n.Device == "" || len(n.Device) > maxDevice || strings.ContainsAny(n.Device, "/ \x00\n")):
+		return fault.Invalid("nic.device", "give a network device's name", "%q is no device's name", n.Device)
+	}
+	return nil
+}
+
+// maxDevice is the length of a network device's longest name.
+const maxDevice = 15
+
+// CheckNIC reports, as fault.Unsupported, a card that a driver cannot give.
+func (i Info) CheckNIC(n *NIC) error {
+	switch {
+	case n == nil:
+		return nil
+	case !i.CanNetwork:
+		return fault.New(fault.Unsupported, "driver %s gives VMs no network card", i.Name)
+	case i.CardByName != (n.Namespace != nil):
+		return fault.Invalid("nic", "look at what Info says", "driver %s takes its card in another form", i.Name)
+	}
+	return nil
 }
 
 // Validate reports the first field that no driver can work with, as
@@ -99,7 +143,7 @@ func (s Spec) Validate() error {
 	if s.UID < 0 || s.GID < 0 {
 		return fault.Invalid("uid", "give 0 or a free user ID", "user %d and group %d", s.UID, s.GID)
 	}
-	return nil
+	return s.NIC.validate()
 }
 
 // CheckFiles reports the first of the spec's files that is not there or of the

@@ -19,6 +19,7 @@ import (
 
 	"github.com/oklog/ulid/v2"
 
+	"github.com/tartarus-vm/tartarus/internal/guest/guestwire"
 	"github.com/tartarus-vm/tartarus/internal/node/tartarus"
 	"github.com/tartarus-vm/tartarus/internal/sandbox"
 )
@@ -86,6 +87,7 @@ func Run(t *testing.T, h Harness) {
 		{"Many", many},
 		{"Life", life},
 		{"GuestsEnd", guestsEnd},
+		{"Card", card},
 	} {
 		t.Run(c.name, func(t *testing.T) { c.run(t, k) })
 	}
@@ -95,6 +97,7 @@ func Run(t *testing.T, h Harness) {
 type kit struct {
 	h      Harness
 	driver tartarus.Driver
+	setup  guestwire.Setup // of guests, on top of what all have
 }
 
 // ctx bounds a case.

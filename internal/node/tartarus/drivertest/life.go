@@ -48,7 +48,9 @@ func (k *kit) open(t *testing.T, s tartarus.Spec) (tartarus.VM, *guestdial.Sessi
 		_ = session.Close()
 		k.kill(t, vm)
 	})
-	if err := session.Setup(k.ctx(t), guestwire.Setup{Hostname: string(s.ID), Entropy: bytes.Repeat([]byte{7}, 64)}); err != nil {
+	setup := k.setup
+	setup.Hostname, setup.Entropy = string(s.ID), bytes.Repeat([]byte{7}, 64)
+	if err := session.Setup(k.ctx(t), setup); err != nil {
 		t.Fatal(err)
 	}
 	return vm, session

@@ -54,6 +54,15 @@ func badSpec(t *testing.T, k *kit) {
 		{"memory_mib", func(s *tartarus.Spec) { s.MemoryMiB = tartarus.MinMemoryMiB - 1 }},
 		{"memory_mib", func(s *tartarus.Spec) { s.MemoryMiB = tartarus.MaxMemoryMiB + 1 }},
 		{"uid", func(s *tartarus.Spec) { s.UID = -1 }},
+		{"nic", func(s *tartarus.Spec) { s.NIC = &tartarus.NIC{MAC: mac} }},
+		{"nic", func(s *tartarus.Spec) {
+			s.NIC = &tartarus.NIC{MAC: mac, TAP: os.Stdin, Namespace: os.Stdin, Device: "tap0"}
+		}},
+		{"nic.mac", func(s *tartarus.Spec) { s.NIC = &tartarus.NIC{TAP: os.Stdin} }},
+		{"nic.mac", func(s *tartarus.Spec) { s.NIC = &tartarus.NIC{MAC: []byte{1, 2, 3, 4, 5, 6}, TAP: os.Stdin} }},
+		{"nic.device", func(s *tartarus.Spec) {
+			s.NIC = &tartarus.NIC{MAC: mac, Namespace: os.Stdin, Device: "../tap0"}
+		}},
 	} {
 		s := good
 		c.spoil(&s)

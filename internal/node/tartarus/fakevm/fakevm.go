@@ -62,6 +62,9 @@ type Config struct {
 	// Script for all.
 	Script func(n int, s tartarus.Spec) Script
 
+	// Network makes the driver take network cards, in which nothing is plugged.
+	Network bool
+
 	// OnExecute, if not nil, is told of each process that a guest starts.
 	OnExecute func(id sandbox.ID, proc uint32, argv []string)
 }
@@ -88,7 +91,7 @@ func New(cfg Config) *Driver {
 func (d *Driver) Info() tartarus.Info {
 	return tartarus.Info{
 		Name: Name, Version: "1", Accelerator: "none",
-		Isolation: fakeIsolation(), CanPause: true, MaxVCPUs: 64,
+		Isolation: fakeIsolation(), CanPause: true, CanNetwork: d.cfg.Network, MaxVCPUs: 64,
 	}
 }
 
@@ -127,7 +130,7 @@ func (d *Driver) Start(ctx context.Context, s tartarus.Spec) (tartarus.VM, error
 }
 
 func (d *Driver) start(ctx context.Context, s tartarus.Spec) (*VM, error) {
-	if err := errors.Join(s.Validate(), ctx.Err()); err != nil {
+	if err := errors.Join(s.Validate(), d.Info().CheckNIC(s.NIC), ctx.Err()); err != nil {
 		return nil, err
 	}
 	if err := s.CheckFiles(); err != nil {

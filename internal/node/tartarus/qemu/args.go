@@ -19,6 +19,7 @@ const (
 	fdGuest              // listening socket of the guest's channel
 	fdRoot               // the template's disk, opened read-only
 	fdScratch            // the sandbox's disk
+	fdCard               // the TAP of its network card, if it has one
 )
 
 const (
@@ -90,6 +91,9 @@ func (b boot) args() []string {
 		// The scratch disk ends with the VM: nobody reads it after a crash, so
 		// flushes are ignored; and what the guest frees, the host gets back.
 		a = append(a, disk("scratch", fdScratch, "cache.no-flush=on,discard=unmap")...)
+	}
+	if n := b.spec.NIC; n != nil {
+		a = append(a, "-netdev", fmt.Sprintf("tap,id=card,fd=%d", fdCard), "-device", "virtio-net-device,netdev=card,mac="+n.MAC.String())
 	}
 	return a
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/tartarus-vm/tartarus/internal/node/cgroup"
@@ -15,6 +16,9 @@ import (
 // launch starts QEMU confined. It may read its program's surroundings, kernel
 // and initramfs, and open nothing else.
 func (d *Driver) launch(ctx context.Context, b boot, files []*os.File, group *cgroup.Group) (*launcher.Process, error) {
+	if b.spec.NIC != nil { // as fdCard
+		files = append(slices.Clone(files), b.spec.NIC.TAP)
+	}
 	return launcher.Start(ctx, d.confined(launcher.Spec{
 		Argv:     append([]string{d.binary}, b.args()...),
 		Dir:      b.spec.Dir,

@@ -177,6 +177,7 @@ func (d *Driver) Info() tartarus.Info {
 		Accelerator: d.accel,
 		Isolation:   d.isolation,
 		CanPause:    true,
+		CanNetwork:  true,
 		MaxVCPUs:    maxVCPUs,
 	}
 }

@@ -43,6 +43,9 @@ func (d *Driver) check(s tartarus.Spec) error {
 	if s.VCPUs > maxVCPUs {
 		return fault.Invalid("vcpus", fmt.Sprintf("give at most %d", maxVCPUs), "%d vCPUs are more than this driver can give", s.VCPUs)
 	}
+	if err := d.Info().CheckNIC(s.NIC); err != nil {
+		return err
+	}
 	return s.CheckFiles()
 }
 
