@@ -1,6 +1,8 @@
 package guestd
 
 import (
+	"errors"
+
 	"golang.org/x/sys/unix"
 
 	"github.com/tartarus-vm/tartarus/internal/guest/guestwire"
@@ -118,7 +120,7 @@ func (p *accepting) moved(n int, err error) (int, error) {
 	if err == nil && n > 0 {
 		return n, nil
 	}
-	if err != unix.EAGAIN {
+	if !errors.Is(err, unix.EAGAIN) {
 		p.hangUp()
 	}
 	return 0, errAgain

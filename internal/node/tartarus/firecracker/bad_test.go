@@ -184,7 +184,7 @@ func clean(t *testing.T, s tartarus.Spec) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close() //nolint:errcheck // nothing was written
+	defer f.Close() // nothing was written
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		t.Errorf("the scratch disk is still locked: %v", err)
 	}
@@ -216,7 +216,7 @@ func TestSwap(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer l.Close() //nolint:errcheck // of the test
+		defer l.Close() // of the test
 		go func() {
 			for {
 				c, err := l.Accept()
@@ -279,7 +279,7 @@ func TestFolder(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close() //nolint:errcheck // of the test
+	defer l.Close() // of the test
 	if err := errors.Join(
 		os.Symlink(outside, filepath.Join(dir, "link")),
 		os.Symlink(filepath.Dir(outside), filepath.Join(dir, "folder")),

@@ -167,7 +167,7 @@ func (d *Driver) trial(ctx context.Context) (sandbox.Isolation, error) {
 	if err != nil {
 		return sandbox.Isolation{}, err
 	}
-	defer os.RemoveAll(dir) //nolint:errcheck // a few small files
+	defer os.RemoveAll(dir) // a few small files
 	v, err := d.start(ctx, boot{id: filepath.Base(dir), spec: tartarus.Spec{Dir: dir, VCPUs: 1, MemoryMiB: tartarus.MinMemoryMiB}})
 	if err != nil {
 		return sandbox.Isolation{}, err

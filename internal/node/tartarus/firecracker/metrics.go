@@ -65,7 +65,7 @@ func (v *vm) metrics(ctx context.Context) (Metrics, error) {
 	if err != nil {
 		return Metrics{}, err
 	}
-	defer pipe.Close() //nolint:errcheck // only read
+	defer pipe.Close() // only read
 	stop := context.AfterFunc(ctx, func() { _ = pipe.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
 	if err := v.api.FlushMetrics(ctx); err != nil {

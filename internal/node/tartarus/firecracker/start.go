@@ -94,7 +94,7 @@ func (d *Driver) start(ctx context.Context, b boot) (_ *vm, err error) {
 		return nil, err
 	}
 	if scratch != nil {
-		defer scratch.Close() //nolint:errcheck // the launcher holds a copy
+		defer scratch.Close() // the launcher holds a copy
 	}
 	if v.group, err = d.makeGroup(b); err != nil {
 		return nil, err

@@ -112,7 +112,7 @@ func (c *Client) do(ctx context.Context, e endpoint, id string, in, out any) err
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
-	defer resp.Body.Close() //nolint:errcheck // only read
+	defer resp.Body.Close() // only read
 	text, err := io.ReadAll(io.LimitReader(resp.Body, maxBody+1))
 	if err != nil {
 		return fmt.Errorf("%s: reading the answer: %w", name, err)

@@ -70,7 +70,7 @@ const (
 // DiskEngine is how a drive's file is read and written.
 type DiskEngine string
 
-// The engine that needs no io_uring.
+// EngineSync needs no io_uring.
 const EngineSync DiskEngine = "Sync"
 
 // Entropy is the guest's source of random numbers.

@@ -35,7 +35,7 @@ func fetch(ctx context.Context, cfg Config, f *os.File) error {
 	if err != nil {
 		return err
 	}
-	defer resp.Body.Close() //nolint:errcheck // only read
+	defer resp.Body.Close() // only read
 	switch resp.StatusCode {
 	case http.StatusOK:
 		have = 0

@@ -103,7 +103,7 @@ func install(ctx context.Context, cfg Config) (Installed, error) {
 	if err != nil {
 		return Installed{}, err
 	}
-	defer lock.Close() //nolint:errcheck // closing it unlocks
+	defer lock.Close() // closing it unlocks
 	if in, ok := Find(cfg.Dir, cfg.Release); ok {
 		return in, nil
 	}

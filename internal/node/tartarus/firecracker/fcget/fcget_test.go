@@ -181,12 +181,15 @@ func TestOddServers(t *testing.T) {
 		second func(http.ResponseWriter)
 		works  bool
 	}{
-		"no ranges":    {func(w http.ResponseWriter) { _, _ = w.Write(b) }, true},
-		"wrong range":  {func(w http.ResponseWriter) { w.Header().Set("Content-Range", "bytes 5-9/10"); w.WriteHeader(206) }, false},
-		"no such file": {func(w http.ResponseWriter) { w.WriteHeader(404) }, false},
+		"no ranges": {func(w http.ResponseWriter) { _, _ = w.Write(b) }, true},
+		"wrong range": {func(w http.ResponseWriter) {
+			w.Header().Set("Content-Range", "bytes 5-9/10")
+			w.WriteHeader(http.StatusPartialContent)
+		}, false},
+		"no such file": {func(w http.ResponseWriter) { w.WriteHeader(http.StatusNotFound) }, false},
 		"too much": {func(w http.ResponseWriter) {
 			w.Header().Set("Content-Length", fmt.Sprint(maxArchive+1))
-			w.WriteHeader(200)
+			w.WriteHeader(http.StatusOK)
 		}, false},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -21,7 +21,7 @@ func unpack(ctx context.Context, archive io.Reader, cfg Config) (err error) {
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(tmp) //nolint:errcheck // it is gone when all went well
+	defer os.RemoveAll(tmp) // it is gone when all went well
 	z, err := gzip.NewReader(reader{ctx, archive})
 	if err != nil {
 		return fmt.Errorf("unpacking the archive: %w", err)
