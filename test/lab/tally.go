@@ -27,8 +27,8 @@ type tally struct {
 // tells it from what tests print. Subtests are indented.
 var verdict = regexp.MustCompile(`\x16--- (PASS|FAIL|SKIP): (\S+) \(`)
 
-// noise is told of every test, and says nothing of a failure.
-var noise = regexp.MustCompile(`^\x16=== (RUN|PAUSE|CONT|NAME) `)
+// noise is told of every test that passes, and says nothing of a failure.
+var noise = regexp.MustCompile(`^\x16(=== (RUN|PAUSE|CONT|NAME)| *--- PASS:) `)
 
 // mark is what a test binary puts before its own lines.
 const mark = "\x16"
