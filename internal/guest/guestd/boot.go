@@ -39,6 +39,9 @@ func run() error {
 	if err := mountKernel(); err != nil {
 		return err
 	}
+	if err := checkClock(); err != nil {
+		return err
+	}
 	if err := loadModules(); err != nil {
 		return err
 	}

@@ -11,7 +11,7 @@ import (
 
 // BootPolicy says how patient Boot is. The zero value is the default.
 type BootPolicy struct {
-	// Attempts is how often a VM is started at most; 3 if zero.
+	// Attempts is how often a VM is started at most; 5 if zero.
 	Attempts int
 
 	// Timeout is how long the first attempt may take from Start until connect
@@ -30,7 +30,7 @@ type BootPolicy struct {
 }
 
 const (
-	defaultBootAttempts = 3
+	defaultBootAttempts = 5
 	defaultBootTimeout  = 20 * time.Second
 	defaultBootCPU      = 30 * time.Second
 	bootKillTimeout     = 15 * time.Second

@@ -79,8 +79,8 @@ func TestBoot(t *testing.T) {
 		"slow host":           {scripts: []fakevm.Script{slow}, attempt: 2, took: 50 * time.Second},
 		"slow, but computes":  {scripts: []fakevm.Script{slowly}, attempt: 1, took: 55 * time.Second},
 		"spins once":          {scripts: []fakevm.Script{spins, good}, attempt: 2, took: 36 * time.Second}, // 30 s of CPU, seen at the next look
-		"hangs always":        {scripts: []fakevm.Script{hung}, attempt: 3, took: 120 * time.Second, kind: fault.Unavailable, says: "did not answer in 1m0s"},
-		"ends always":         {scripts: []fakevm.Script{dies}, attempt: 3, took: 3 * time.Second, kind: fault.Unavailable, says: "kernel panic"},
+		"hangs always":        {scripts: []fakevm.Script{hung}, attempt: 5, took: 300 * time.Second, kind: fault.Unavailable, says: "did not answer in 1m40s"},
+		"ends always":         {scripts: []fakevm.Script{dies}, attempt: 5, took: 5 * time.Second, kind: fault.Unavailable, says: "kernel panic"},
 		"cannot start":        {scripts: []fakevm.Script{broken, good}, attempt: 1, kind: fault.Unsupported, says: "no such machine"},
 		"little patience":     {scripts: []fakevm.Script{hung, good}, policy: tartarus.BootPolicy{Attempts: 1, Timeout: 5 * time.Second}, attempt: 1, took: 5 * time.Second, kind: fault.Unavailable, says: "in 1 attempts"},
 		"setup takes forever": {scripts: []fakevm.Script{good}, policy: tartarus.BootPolicy{Timeout: time.Millisecond, Attempts: 2}, attempt: 2, took: 3 * time.Millisecond, kind: fault.Unavailable, says: "attempt 2"},
