@@ -28,6 +28,7 @@ func TestWrongCalls(t *testing.T) {
 		"bogus":                           {2, []string{`no command "bogus"`, "hint: did you mean `tartarus logs`"}},
 		"zzzzzzzz":                        {2, []string{`no command "zzzzzzzz"`, "hint: `tartarus --help`"}},
 		"template lss":                    {2, []string{`no command "template lss"`, "did you mean `tartarus template ls`"}},
+		"completion bash x":               {2, []string{`"x"`}},
 		"help pss":                        {2, []string{`no command "pss"`, "`tartarus ps`"}},
 		"help template x":                 {2, []string{`no command "template x"`}},
 		"ps x":                            {2, []string{`ps: unexpected argument "x"`, "hint: tartarus ps"}},
