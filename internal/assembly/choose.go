@@ -58,7 +58,7 @@ func choose(ctx context.Context, p paths, progress func(cli.Step), log *slog.Log
 		return choice{}, err
 	}
 	trial := func(b nyx.Bundle) (qemu.KVMReport, error) {
-		if progress != nil {
+		if progress != nil && mayOpenKVM() { // else it is said at once
 			progress(cli.Step{Name: "host: trying KVM by booting on it"})
 		}
 		return qemu.Probe(ctx, cfg, qemu.ProbeSpec{Kernel: b.Kernel, Initrd: b.Initrd, Cmdline: b.Cmdline})
@@ -97,7 +97,7 @@ func closeGroups(tree *cgroup.Tree) error {
 
 // judgeKVM is the verdict that was kept, if it still holds, or a new one.
 func judgeKVM(ctx context.Context, p paths, images *nyx.Store, vmm string, trial func(nyx.Bundle) (qemu.KVMReport, error)) (qemu.KVMReport, error) {
-	now := kvmVerdict{Kernel: kernelRelease(), BootID: bootID(), VMM: vmm, Rights: unix.Access("/dev/kvm", unix.R_OK|unix.W_OK) == nil}
+	now := kvmVerdict{Kernel: kernelRelease(), BootID: bootID(), VMM: vmm, Rights: mayOpenKVM()}
 	if b, err := os.ReadFile(p.kvm()); err == nil {
 		var kept kvmVerdict
 		if json.Unmarshal(b, &kept) == nil {
@@ -120,6 +120,8 @@ func judgeKVM(ctx context.Context, p paths, images *nyx.Store, vmm string, trial
 	}
 	return now.Report, writeFile(p.kvm(), b)
 }
+
+func mayOpenKVM() bool { return unix.Access("/dev/kvm", unix.R_OK|unix.W_OK) == nil }
 
 func kernelRelease() string {
 	var u unix.Utsname
