@@ -19,6 +19,7 @@ import (
 	"github.com/tartarus-vm/tartarus/internal/guest/guestwire"
 	"github.com/tartarus-vm/tartarus/internal/node/journal"
 	"github.com/tartarus-vm/tartarus/internal/node/nyx"
+	"github.com/tartarus-vm/tartarus/internal/node/styx"
 	"github.com/tartarus-vm/tartarus/internal/node/tartarus"
 	"github.com/tartarus-vm/tartarus/internal/node/thanatos"
 	"github.com/tartarus-vm/tartarus/internal/record/hermes"
@@ -37,6 +38,14 @@ type Images interface {
 type Scratch interface {
 	Create(ctx context.Context, path string, mib int64) error
 	Wipe(ctx context.Context, path string) error
+}
+
+// Network gives sandboxes network cards (styx.Network). Detaching what is not
+// there is no error.
+type Network interface {
+	Attach(ctx context.Context, w styx.Want) (*styx.Card, error)
+	Detach(ctx context.Context, name string) error
+	Traffic(name string) (rx, tx uint64, err error)
 }
 
 // Blobs keep ended logs (erebus).
@@ -75,6 +84,8 @@ type Config struct {
 	Scratch Scratch
 	Blobs   Blobs
 	Control nodev1.ControlServiceClient
+
+	Network Network // nil: this node gives no network cards
 
 	Capacity sandbox.Capacity
 	Labels   map[string]string

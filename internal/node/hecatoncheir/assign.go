@@ -69,7 +69,7 @@ func (a *Agent) able(r sandbox.Resolved) error {
 	if err := styx.Check(r.Network); err != nil {
 		return err
 	}
-	if !r.Network.Empty() {
+	if !r.Network.Empty() && !a.networked() {
 		return fault.New(fault.Unsupported, "this node gives sandboxes no network card, and %d network grants were asked for", len(r.Network.Allow)).
 			WithHint("leave network.allow empty, or bring what the command needs in as files")
 	}
@@ -82,6 +82,9 @@ func (a *Agent) able(r sandbox.Resolved) error {
 	}
 	return meets(r.Isolation, info.Isolation)
 }
+
+// networked reports whether this node gives sandboxes network cards.
+func (a *Agent) networked() bool { return a.cfg.Network != nil && a.cfg.Driver.Info().CanNetwork }
 
 // meets holds what the driver gives against the floor of the policy. There is
 // no silent fallback.

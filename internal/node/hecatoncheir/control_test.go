@@ -39,6 +39,7 @@ type control struct {
 	mu      sync.Mutex
 	epoch   int64
 	joins   int
+	node    sandbox.Node // as it joined last
 	beats   int
 	dumb    bool // out of reach
 	forget  []string
@@ -90,7 +91,7 @@ func (c *control) Join(_ context.Context, req *nodev1.JoinRequest, _ ...grpc.Cal
 	if err != nil || n.ID != nodeID {
 		return nil, nodewire.StatusOf(fault.New(fault.InvalidArgument, "what node is that: %v", err))
 	}
-	c.change(func() { c.epoch++; c.joins++ })
+	c.change(func() { c.epoch++; c.joins++; c.node = n })
 	return &nodev1.JoinResponse{Epoch: c.epoch, LeaseMs: c.lease.Milliseconds(), Keys: [][]byte{c.key.Public()}}, nil
 }
 

@@ -98,6 +98,7 @@ func (l *life) record(ctx context.Context, cause thanatos.Order) sandbox.End {
 		Cause: cause.Cause, Message: cause.Message,
 		Host: cocytus.HostWord{CPUSeconds: last.CPUSeconds, MemoryPeakBytes: last.MemoryPeakBytes, DiskWrittenBytes: last.DiskWritten},
 	}
+	f.Host.NetworkRxBytes, f.Host.NetworkTxBytes = l.traffic()
 	if exit != nil {
 		f.Guest = &cocytus.GuestWord{
 			Code: int(exit.Code), Signal: int(exit.Signal),

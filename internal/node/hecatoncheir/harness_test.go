@@ -85,6 +85,7 @@ type world struct {
 	cfg      Config
 	driver   *fakevm.Driver
 	blobs    *memblobs.Store
+	network  *network
 	a        *Agent
 	o        options
 	line     *line
@@ -114,7 +115,7 @@ type options struct {
 
 func newWorld(t testing.TB, o options) *world {
 	w := &world{
-		o: o, t: t, c: newControl(t), dir: t.TempDir(), blobs: memblobs.New(memblobs.Config{}),
+		o: o, t: t, c: newControl(t), dir: t.TempDir(), blobs: memblobs.New(memblobs.Config{}), network: &network{},
 		executed: &executions{of: map[sandbox.ID]int{}},
 	}
 	if o.lease > 0 {
@@ -122,7 +123,7 @@ func newWorld(t testing.TB, o options) *world {
 	}
 	imageDir := t.TempDir()
 	w.cfg = Config{
-		NodeID: nodeID, Dir: w.dir, Images: images{dir: imageDir}, Scratch: scratches{}, Blobs: w.blobs,
+		NodeID: nodeID, Dir: w.dir, Images: images{dir: imageDir}, Scratch: scratches{}, Blobs: w.blobs, Network: w.network,
 		Capacity:    sandbox.Capacity{VCPUs: 1000, MemoryMiB: 1 << 20, DiskMiB: 1 << 20},
 		SampleEvery: 10 * time.Millisecond, TimeUpGrace: 100 * time.Millisecond,
 		Logger: slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelDebug})),
@@ -138,7 +139,7 @@ func newWorld(t testing.TB, o options) *world {
 }
 
 func (w *world) newDriver(o options) *fakevm.Driver {
-	cfg := fakevm.Config{OnExecute: func(id sandbox.ID, _ uint32, _ []string) {
+	cfg := fakevm.Config{Network: true, OnExecute: func(id sandbox.ID, _ uint32, _ []string) {
 		w.executed.mu.Lock()
 		defer w.executed.mu.Unlock()
 		w.executed.of[id]++
@@ -299,6 +300,7 @@ func (w *world) nothingLeft() {
 	if n := w.driver.Live(); n != 0 {
 		w.t.Errorf("%d VMs are left", n)
 	}
+	w.network.nothingLeft(w.t)
 	names, err := os.ReadDir(w.a.sandboxesDir())
 	if err != nil {
 		w.t.Fatal(err)

@@ -48,7 +48,7 @@ func definite(err error) bool {
 func (a *Agent) join(ctx context.Context) error {
 	info := a.cfg.Driver.Info()
 	node, err := nodewire.EncodeNode(sandbox.Node{
-		ID: a.cfg.NodeID, Capacity: a.cfg.Capacity, Labels: a.cfg.Labels, Isolation: info.Isolation,
+		ID: a.cfg.NodeID, Capacity: a.cfg.Capacity, Labels: a.cfg.Labels, Isolation: info.Isolation, Network: a.networked(),
 		Runtime: sandbox.Runtime{Driver: info.Name, Version: info.Version, Accelerator: info.Accelerator, Start: startCold},
 	})
 	if err != nil {

@@ -17,6 +17,7 @@ import (
 	"github.com/tartarus-vm/tartarus/internal/node/erinyes/alecto"
 	"github.com/tartarus-vm/tartarus/internal/node/journal"
 	"github.com/tartarus-vm/tartarus/internal/node/nyx"
+	"github.com/tartarus-vm/tartarus/internal/node/styx"
 	"github.com/tartarus-vm/tartarus/internal/node/tartarus"
 	"github.com/tartarus-vm/tartarus/internal/node/thanatos"
 	"github.com/tartarus-vm/tartarus/internal/nodewire"
@@ -53,6 +54,7 @@ type life struct {
 	done    []step          // what is to be undone, the last first
 	root    string
 	bundle  nyx.Bundle
+	card    *styx.Card // nil without a network
 	vm      tartarus.VM
 	guest   Guest
 

@@ -103,7 +103,7 @@ func TestEachStepFails(t *testing.T) {
 				}
 				return nil
 			}})
-			as := w.assign(job{command: []string{"true"}})
+			as := w.assign(job{command: []string{"true"}, change: withGrants})
 			got := w.c.awaitEnd(t, as)
 			e := got.end.Exit
 			if e.Cause != sandbox.StartFailed || e.Source != sandbox.FromHost || !strings.Contains(e.Message, name+" is broken") {
@@ -193,7 +193,7 @@ func TestKillsDuringEachStep(t *testing.T) {
 				}
 				return nil
 			}})
-			req, as := w.request(job{command: []string{"sleep", "forever"}})
+			req, as := w.request(job{command: []string{"sleep", "forever"}, change: withGrants})
 			if _, err := w.a.Assign(t.Context(), req); err != nil {
 				t.Fatal(err)
 			}

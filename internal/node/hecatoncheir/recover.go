@@ -65,6 +65,9 @@ func (a *Agent) recoverOne(ctx context.Context, e journal.Entry) error {
 	if err := a.cfg.Driver.Reap(ctx, a.vmDir(id), e.VM); err != nil {
 		return err
 	}
+	if err := a.detachLost(ctx, e); err != nil {
+		return err
+	}
 	if err := a.cfg.Scratch.Wipe(ctx, a.scratchPath(id)); err != nil {
 		return err
 	}

@@ -27,6 +27,7 @@ type step struct {
 // journal's entry comes before it (assign) and goes last (end).
 var preparation = []step{
 	{"folder", (*life).makeFolder, (*life).removeFolder},
+	{"network", (*life).attachCard, (*life).detachCard},
 	{"log", (*life).makeLog, (*life).removeLog},
 	{"images", (*life).findImages, nil},
 	{"scratch", (*life).makeScratch, (*life).wipeScratch},
@@ -156,9 +157,10 @@ func (l *life) boot(ctx context.Context) error {
 		Root: l.root, Scratch: l.a.scratchPath(l.id),
 		VCPUs: l.req.Resources.VCPUs, MemoryMiB: l.req.Resources.MemoryMiB, Lifeline: l.a.cfg.Lifeline,
 	}
-	if l.a.cfg.UIDBase > 0 {
-		spec.UID = l.a.cfg.UIDBase + l.slot
-		spec.GID = spec.UID
+	spec.UID = l.uid()
+	spec.GID = spec.UID
+	if c := l.card; c != nil {
+		spec.NIC = &tartarus.NIC{MAC: c.MAC, TAP: c.TAP, Namespace: c.Namespace, Device: c.Device}
 	}
 	var guest Guest
 	connect := func(ctx context.Context, vm tartarus.VM) error {
@@ -229,6 +231,7 @@ func (l *life) setup(ctx context.Context) error {
 	err := l.guest.Setup(ctx, guestwire.Setup{
 		Hostname: string(l.id), WallClock: time.Now().UnixNano(), Entropy: entropy[:], MachineID: hex.EncodeToString(machine[:]),
 		User: l.req.User, MemoryBytes: (l.req.Resources.MemoryMiB - guestReserveMiB) << 20, Processes: int64(l.req.Resources.Processes),
+		Network: l.guestNetwork(),
 	})
 	if err != nil {
 		return fmt.Errorf("setting the guest up: %w", err)

@@ -39,7 +39,8 @@ type Entry struct {
 	StartedAt  time.Time          `json:"started_at,omitzero"`  // the order to execute is about to leave
 	VM         tartarus.Handle    `json:"vm"`                   // zero until it runs
 	UID        int                `json:"uid,omitempty"`
-	End        *sandbox.End       `json:"end,omitempty"` // not acknowledged yet
+	Card       string             `json:"card,omitempty"` // the port of its network card
+	End        *sandbox.End       `json:"end,omitempty"`  // not acknowledged yet
 }
 
 // check refuses an entry that no node could have written.

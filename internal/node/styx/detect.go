@@ -38,7 +38,7 @@ func Detect(cfg Config) error {
 	return nil
 }
 
-// trial walks the whole road of a card.
+// trial walks the road of a card, up to where it would be used.
 func (h host) trial() error {
 	w := Want{Contract: sandbox.NetworkContract{Allow: []sandbox.Grant{
 		{CIDR: "198.51.100.0/24", Protocol: "tcp", Ports: []int{80, 443}},
@@ -52,9 +52,8 @@ func (h host) trial() error {
 	if err != nil {
 		return err
 	}
-	defer card.Close() //nolint:errcheck // it ends with its namespace
 	s, _ := h.cfg.slotOfName(card.Name)
-	return h.release(s)
+	return errors.Join(h.forget(s), card.Close()) // the rest ends with the namespace
 }
 
 func newHost(cfg Config) host { return host{cfg: cfg} }

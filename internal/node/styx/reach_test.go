@@ -144,6 +144,7 @@ func TestOthersNATOpensNothing(t *testing.T) {
 	} {
 		redirect(t, c.from, netip.MustParseAddr(c.to).AsSlice())
 		a.cannot("tcp", c.from+":80")
+		a.cannot("udp", c.from+":80")
 		deleteTable(t, "others")
 	}
 	redirect(t, "198.51.100.10", netip.MustParseAddr("198.51.100.11").AsSlice())

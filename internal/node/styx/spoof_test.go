@@ -114,6 +114,7 @@ func TestSpoofedFramesAreDropped(t *testing.T) {
 		"another's address by IPv4":    frame(card.MAC, host, ip, datagram(him, to)),
 		"another's MAC in a broadcast": frame(victim.card.MAC, everyone, ip, datagram(me, to)),
 	} {
+		time.Sleep(50 * time.Millisecond) // until the victim, which would set things right, is quiet
 		for range 3 {
 			send(f)
 		}

@@ -40,6 +40,8 @@ type HostWord struct {
 	CPUSeconds       float64
 	MemoryPeakBytes  int64
 	DiskWrittenBytes int64
+	NetworkRxBytes   int64 // what the sandbox received
+	NetworkTxBytes   int64
 }
 
 // LogFacts are the log's own.
@@ -137,6 +139,8 @@ func usage(f Facts) sandbox.Usage {
 	u := sandbox.Usage{
 		CPUSeconds: f.Host.CPUSeconds, MemoryPeakBytes: f.Host.MemoryPeakBytes,
 		DiskWrittenBytes: f.Host.DiskWrittenBytes,
+		NetworkRxBytes:   f.Host.NetworkRxBytes,
+		NetworkTxBytes:   f.Host.NetworkTxBytes,
 		LogBytes:         f.Log.Bytes, LogTruncated: f.Log.Truncated,
 	}
 	if f.Guest == nil {

@@ -34,13 +34,13 @@ func TestTheHostBeatsTheGuest(t *testing.T) {
 	r := Compose(Facts{
 		Cause: sandbox.MaxDuration,
 		Guest: &GuestWord{Code: 0, CPUSeconds: 1e9, MemoryPeakBytes: 1 << 60, MemoryKills: 2, DiskFull: -1},
-		Host:  HostWord{CPUSeconds: 2, MemoryPeakBytes: 100, DiskWrittenBytes: 7},
+		Host:  HostWord{CPUSeconds: 2, MemoryPeakBytes: 100, DiskWrittenBytes: 7, NetworkRxBytes: 8, NetworkTxBytes: 9},
 		Log:   LogFacts{Bytes: 5, Truncated: true},
 	})
 	if r.Cause != sandbox.MaxDuration || r.Source != sandbox.FromHost || r.Code != nil || r.State() != sandbox.Failed {
 		t.Errorf("%+v", r)
 	}
-	want := sandbox.Usage{CPUSeconds: 2, MemoryPeakBytes: 100, DiskWrittenBytes: 7, LogBytes: 5, LogTruncated: true}
+	want := sandbox.Usage{CPUSeconds: 2, MemoryPeakBytes: 100, DiskWrittenBytes: 7, NetworkRxBytes: 8, NetworkTxBytes: 9, LogBytes: 5, LogTruncated: true}
 	if r.Usage != want {
 		t.Errorf("usage %+v, want %+v", r.Usage, want)
 	}
