@@ -70,8 +70,8 @@ var (
 
 var (
 	isIPv4 = etherType.is([]byte{0x08, 0x00})
-	isARP  = part(append(etherType.is([]byte{0x08, 0x06}),
-		arpHead.is([]byte{0, 1, 0x08, 0x00, 6, 4})...)) // Ethernet, IPv4
+	isARP  = append(etherType.is([]byte{0x08, 0x06}),
+		arpHead.is([]byte{0, 1, 0x08, 0x00, 6, 4})...) // Ethernet, IPv4
 )
 
 // is matches a field that begins with b.

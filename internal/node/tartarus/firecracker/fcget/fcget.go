@@ -118,7 +118,7 @@ func install(ctx context.Context, cfg Config) (Installed, error) {
 	if err != nil {
 		return Installed{}, err
 	}
-	defer f.Close() //nolint:errcheck // only read
+	defer f.Close()
 	if err := unpack(ctx, f, cfg); err != nil {
 		return Installed{}, err
 	}
