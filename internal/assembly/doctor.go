@@ -41,7 +41,7 @@ func doctor(ctx context.Context, stateDir string) ([]cli.Finding, error) {
 	}
 	findings = append(findings, findSpace(root), findImages(ctx, p))
 	findings = append(findings, findDriver(ctx, p)...)
-	return append(findings, findSwap(), findSMT(), findClock()), nil
+	return append(findings, findNetwork(), findSwap(), findSMT(), findClock()), nil
 }
 
 func failed(name string, err error) cli.Finding {

@@ -72,7 +72,7 @@ func Run(ctx context.Context, cfg Config, ready func(Running)) (err error) {
 		e.log = slog.New(slog.DiscardHandler)
 	}
 	defer func() { err = errors.Join(err, e.close()) }()
-	for _, step := range []func(context.Context) error{e.openFolders, e.openImages, e.chooseDriver, e.openBook, e.build} {
+	for _, step := range []func(context.Context) error{e.openFolders, e.detectNetwork, e.openImages, e.chooseDriver, e.openBook, e.build} {
 		if err := step(ctx); err != nil {
 			return err
 		}
@@ -103,6 +103,7 @@ type embedded struct {
 	api       *bufconn.Listener // the API, for this process itself
 	addresses []string
 	uidBase   int
+	detected  func() error // why sandboxes get no network cards here; nil if they do
 	services  []runner.Service
 	undo      []func() error // in order; carried out in reverse
 }
@@ -280,6 +281,13 @@ func (e *embedded) newAgent(w *wire, metrics *prometheus.Registry) (*hecatonchei
 	cfg := hecatoncheir.Config{
 		NodeID: "local", Dir: e.home.node(), Driver: e.driver, Images: e.images, Scratch: scratch, Blobs: e.logs,
 		Control: control, Capacity: capacity, Address: inMemory, UIDBase: e.uidBase, Metrics: metrics, Logger: e.log,
+	}
+	network, err := e.openNetwork()
+	if err != nil {
+		return nil, err
+	}
+	if network != nil {
+		cfg.Network = network
 	}
 	if e.cfg.Local {
 		r, held, err := os.Pipe()

@@ -12,7 +12,7 @@ import (
 
 // Detect reports why this process cannot give sandboxes a network card; nil if
 // it can. It finds out by giving one, in a network namespace of the trial's
-// own: the host's network is not touched.
+// own: the host's network is only looked at.
 func Detect(cfg Config) error {
 	if err := cfg.Validate(); err != nil {
 		return err
@@ -28,7 +28,15 @@ func Detect(cfg Config) error {
 		return lacks(err, "/dev/net/tun cannot be opened", "load the kernel module: modprobe tun")
 	}
 	_ = tun.Close()
-	err = inNewNamespace(func() error { return newHost(cfg.withDefaults()).trial() })
+	h := newHost(cfg.withDefaults())
+	if b, err := h.bridge(); err != nil {
+		return err
+	} else if b == nil {
+		if err := h.free(); err != nil {
+			return err
+		}
+	}
+	err = inNewNamespace(h.trial)
 	if errors.Is(err, unix.EPERM) {
 		return lacks(err, "a network namespace cannot be made", "run as root, or give it CAP_SYS_ADMIN besides CAP_NET_ADMIN")
 	}

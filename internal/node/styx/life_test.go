@@ -387,6 +387,9 @@ func TestNetworkInUse(t *testing.T) {
 		if _, err := w.net.Attach(t.Context(), Want{}); !fault.Is(err, fault.Conflict) {
 			t.Errorf("with a route to %s: %v", r, err)
 		}
+		if err := Detect(w.cfg); !fault.Is(err, fault.Conflict) {
+			t.Errorf("with a route to %s nothing is detected: %v", r, err)
+		}
 		same(t, before)
 		if err := unroute(r); err != nil {
 			t.Fatal(err)
@@ -405,6 +408,9 @@ func TestForeignBridge(t *testing.T) {
 	before := inventory(t)
 	if _, err := w.net.Attach(t.Context(), Want{}); !fault.Is(err, fault.Conflict) {
 		t.Errorf("with somebody's device: %v", err)
+	}
+	if err := Detect(w.cfg); !fault.Is(err, fault.Conflict) {
+		t.Errorf("with somebody's device nothing is detected: %v", err)
 	}
 	same(t, before)
 	if err := deleteLink(DefaultBridge); err != nil {
