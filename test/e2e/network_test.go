@@ -165,7 +165,7 @@ func beyond(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer host.Close() //nolint:errcheck // read only
+	defer host.Close()
 	go func() {
 		runtime.LockOSThread() // never unlocked: the thread ends, and the namespace with it
 		err := unix.Unshare(unix.CLONE_NEWNET)
