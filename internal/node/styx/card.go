@@ -84,30 +84,42 @@ func (n *Network) Detach(ctx context.Context, name string) error {
 	if !ok {
 		return fault.Invalid("name", "give what Attach gave", "%q is no port of %s", name, n.host.cfg.Bridge)
 	}
+	b, err := n.host.bridge()
+	if err != nil {
+		return err
+	}
+	if b == nil { // all was taken back, but a device that somebody took off it
+		return deleteLink(name)
+	}
 	return n.alone(ctx, func() error { return n.host.release(s) })
 }
 
 // Sweep removes what processes that died left: ports that nobody holds, and
 // contracts without a port.
 func (n *Network) Sweep(ctx context.Context) error {
+	return n.ifUp(ctx, func() error {
+		_, err := n.host.sweep()
+		return err
+	})
+}
+
+// ifUp calls f alone if there is a bridge; else nothing is touched.
+func (n *Network) ifUp(ctx context.Context, f func() error) error {
+	if b, err := n.host.bridge(); err != nil || b == nil {
+		return err
+	}
 	return n.alone(ctx, func() error {
-		b, err := n.host.bridge()
-		if err != nil || b == nil {
+		if b, err := n.host.bridge(); err != nil || b == nil {
 			return err
 		}
-		_, err = n.host.sweep()
-		return err
+		return f()
 	})
 }
 
 // Close removes the bridge and the tables, unless a sandbox of this or another
 // process is still on them: then the last one does.
 func (n *Network) Close(ctx context.Context) error {
-	return n.alone(ctx, func() error {
-		b, err := n.host.bridge()
-		if err != nil || b == nil {
-			return err
-		}
+	return n.ifUp(ctx, func() error {
 		left, err := n.host.sweep()
 		if err != nil || len(left) > 0 {
 			return err

@@ -23,17 +23,11 @@
 package styx
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"regexp"
-	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/tartarus-vm/tartarus/internal/fault"
 )
@@ -128,40 +122,4 @@ func New(cfg Config) (*Network, error) {
 	}
 	cfg = cfg.withDefaults()
 	return &Network{host: newHost(cfg), lock: cfg.Lock, turn: make(chan struct{}, 1)}, nil
-}
-
-// lockPause is how long to wait before asking for the lock again.
-const lockPause = 2 * time.Millisecond
-
-// alone calls f while no other goroutine or process changes the network.
-func (n *Network) alone(ctx context.Context, f func() error) (err error) {
-	select {
-	case n.turn <- struct{}{}:
-		defer func() { <-n.turn }()
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	if err := os.MkdirAll(filepath.Dir(n.lock), 0o700); err != nil {
-		return fmt.Errorf("waiting for the network's lock: %w", err)
-	}
-	// #nosec G302 -- 0600
-	file, err := os.OpenFile(n.lock, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
-	if err != nil {
-		return fmt.Errorf("waiting for the network's lock: %w", err)
-	}
-	defer func() { err = errors.Join(err, file.Close()) }() // gives the lock back
-	for {
-		err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil {
-			return f()
-		}
-		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
-			return fmt.Errorf("waiting for the network's lock: %w", err)
-		}
-		select {
-		case <-time.After(lockPause):
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
 }

@@ -142,7 +142,9 @@ func (s *server) serve(t *testing.T, port int, addresses ...string) error {
 	}
 	var served sync.WaitGroup
 	closers := []io.Closer{tcp}
+	over, end := context.WithCancel(context.Background())
 	t.Cleanup(func() {
+		end()
 		for _, c := range closers {
 			_ = c.Close()
 		}
@@ -155,7 +157,11 @@ func (s *server) serve(t *testing.T, port int, addresses ...string) error {
 				return
 			}
 			s.came.Add(1)
-			served.Go(func() { _, _ = io.Copy(c, c); _ = c.Close() })
+			served.Go(func() {
+				defer context.AfterFunc(over, func() { _ = c.Close() })()
+				_, _ = io.Copy(c, c)
+				_ = c.Close()
+			})
 		}
 	})
 	for _, a := range addresses {
@@ -236,6 +242,9 @@ func newWorld(t *testing.T) *world {
 			t.Error(err)
 		}
 		same(t, base)
+		if _, err := os.Lstat(w.cfg.Lock); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("the lock's file is left: %v", err)
+		}
 	})
 	return w
 }
