@@ -29,6 +29,7 @@ import (
 	"github.com/tartarus-vm/tartarus/internal/node/hecatoncheir"
 	"github.com/tartarus-vm/tartarus/internal/node/lethe"
 	"github.com/tartarus-vm/tartarus/internal/node/nyx"
+	"github.com/tartarus-vm/tartarus/internal/node/styx"
 	"github.com/tartarus-vm/tartarus/internal/node/tartarus"
 	"github.com/tartarus-vm/tartarus/internal/record/erebus/dirblobs"
 	"github.com/tartarus-vm/tartarus/internal/runner"
@@ -304,6 +305,7 @@ func (e *embedded) newAgent(w *wire, metrics *prometheus.Registry) (*hecatonchei
 func (e *embedded) newServer(reg *hades.Registry, metrics *prometheus.Registry) (*olympus.Server, error) {
 	adm, err := olympus.NewAdmission(olympus.AdmissionConfig{
 		Policies: e.policies, Lookup: lookup{e.images}, Bench: bench(), Key: e.key, Box: e.box, Ledger: e.book,
+		Contracts: styx.Check, // else they would wait for a node that there cannot be
 	})
 	if err != nil {
 		return nil, err

@@ -60,6 +60,7 @@ tenants:
   local: {}
 network:
   allow:
+    - {domain: api.example.com, ports: [443]}
     - {cidr: 198.51.100.0/24, ports: [80]}
     - {cidr: 192.0.2.0/24, ports: [80]}
     - {cidr: 172.16.0.0/12, ports: [80, 8080]}
@@ -84,6 +85,11 @@ func onHost(t *testing.T, state string) {
 	r = finish(t, run("--allow", "203.0.113.1/32:80", "--", "true"))
 	if r.code != 125 || !strings.Contains(r.stderr, "does not allow") {
 		t.Errorf("what the policy does not grant: %+v", r)
+	}
+
+	r = finish(t, run("--allow", "api.example.com:443", "--", "true"))
+	if r.code != 125 || !strings.Contains(r.stderr, "by name") {
+		t.Errorf("a grant by name is not told that it cannot be held: %+v", r)
 	}
 
 	other, address := neighbour(t, run("--allow", "198.51.100.11/32:80", "--", "sh", "-c",

@@ -22,7 +22,8 @@ import (
 // Policies hands out the policy that holds now.
 type Policies interface{ Active() *themis.Policy }
 
-// AdmissionConfig is what an Admission is made of; all but Clock is needed.
+// AdmissionConfig is what an Admission is made of; all but Clock and
+// Contracts is needed.
 type AdmissionConfig struct {
 	Policies Policies
 	Lookup   themis.Lookup
@@ -31,6 +32,10 @@ type AdmissionConfig struct {
 	Box      *seal.Box
 	Ledger   ledger.Admissions
 	Clock    func() time.Time // time.Now if nil
+
+	// Contracts says why no node can hold a contract, however it is placed;
+	// nil: nodes hold any. It is asked of what the judges allow.
+	Contracts func(sandbox.NetworkContract) error
 }
 
 // Admission is the way in: a request becomes a queued record with a signed
@@ -103,6 +108,11 @@ func (a *Admission) Run(ctx context.Context, e Entry) (rec sandbox.Record, creat
 	audit := aeacus.Judged(call, adm.Record.ID, outcome)
 	if !outcome.Allowed() {
 		return rec, false, a.refuse(ctx, adm.Record, outcome, audit)
+	}
+	if a.cfg.Contracts != nil {
+		if err := a.cfg.Contracts(adm.Record.Request.Network); err != nil {
+			return rec, false, a.refused(ctx, call, policy, err)
+		}
 	}
 	if adm, err = a.seal(adm); err != nil {
 		return rec, false, err

@@ -209,6 +209,12 @@ func newWorld(t *testing.T, change ...func(*olympus.Config)) *world {
 	}
 	w.guard = must(cerberus.New(cerberus.Config{Tokens: w.book, CacheLife: -1}))(t)
 	admission := must(olympus.NewAdmission(olympus.AdmissionConfig{
+		Contracts: func(c sandbox.NetworkContract) error {
+			if len(c.Allow) > 0 && c.Allow[0].Domain == "unheld.example.com" {
+				return fault.New(fault.Unsupported, "no node holds such a grant").WithHint("grant addresses")
+			}
+			return nil
+		},
 		Policies: source{policy}, Lookup: themistest.Lookup{}, Bench: judges.New(minos.Minos{}, rhadamanthus.Rhadamanthus{}),
 		Key: key, Box: w.box, Ledger: w.book,
 	}))(t)

@@ -114,6 +114,16 @@ func TestRefusals(t *testing.T) {
 			t.Errorf("got %+v", e)
 		}
 	})
+	t.Run("a contract that no node can hold", func(t *testing.T) {
+		before := len(must(w.book.List(t.Context(), ledger.Query{}))(t).Records)
+		e := post(acme, `{"command":["id"],"network":{"allow":[{"domain":"unheld.example.com","ports":[443]}]}}`).fails(t, fault.Unsupported)
+		if e.Hint == "" || len(must(w.book.List(t.Context(), ledger.Query{}))(t).Records) != before {
+			t.Errorf("%+v, or it left a record", e)
+		}
+		if a := w.audits(); a[len(a)-1] != "acme run deny" {
+			t.Errorf("the audit's end is %q", a[len(a)-1])
+		}
+	})
 	t.Run("more than the whole quota", func(t *testing.T) {
 		before := len(must(w.book.List(t.Context(), ledger.Query{Tenant: "tiny"}))(t).Records)
 		post(tiny, `{"command":["id"],"resources":{"memory_mib":512}}`).fails(t, fault.QuotaExceeded)
