@@ -286,6 +286,24 @@ func (w *world) log(end *sandbox.End) string {
 }
 
 // nothingLeft waits until the agent is done with everything, and looks
+// awaitOutput waits until the command has said something.
+func (w *world) awaitOutput(id sandbox.ID) {
+	w.t.Helper()
+	l, err := w.a.get(id)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	for deadline := time.Now().Add(patient); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		l.mu.Lock()
+		said := l.output != nil && l.output.Bytes() > 0
+		l.mu.Unlock()
+		if said {
+			return
+		}
+	}
+	w.t.Fatal("the command says nothing")
+}
+
 // whether anything is left of it.
 func (w *world) nothingLeft() {
 	w.t.Helper()

@@ -233,6 +233,9 @@ func TestKillingARunningOne(t *testing.T) {
 				t.Fatal(err)
 			}
 			w.c.awaitState(t, as, sandbox.Running)
+			if c.atLeast > 0 {
+				w.awaitOutput(as.Sandbox) // until then it obeys
+			}
 			begin := time.Now()
 			for range 2 { // twice is no error
 				if err := w.kill(req, as, c.grace); err != nil {
