@@ -39,7 +39,8 @@ func run() error {
 	if err := mountKernel(); err != nil {
 		return err
 	}
-	if err := checkClock(); err != nil {
+	wake, err := checkClock()
+	if err != nil {
 		return err
 	}
 	if err := loadModules(); err != nil {
@@ -54,7 +55,7 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	return Serve(Config{Port: port, Machine: vm, ReapAll: true, Batch: setBatch, Log: say}, -1)
+	return Serve(Config{Port: port, Machine: vm, ReapAll: true, Batch: setBatch, Wake: wake, Log: say}, -1)
 }
 
 // say writes a line to the console.

@@ -3,6 +3,7 @@ package guestd
 import (
 	"errors"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -21,6 +22,10 @@ type Config struct {
 	// Batch makes the loop's thread a batch job, while commands flood it, or a
 	// normal one again; nil leaves it alone.
 	Batch func(on bool)
+
+	// Wake is how often the loop wakes though there is nothing to do; 0 for
+	// never.
+	Wake time.Duration
 
 	// Log takes one line about what should not happen; nil discards it.
 	Log func(line string)
@@ -79,6 +84,13 @@ func Serve(cfg Config, stop int) error {
 	s.watch(s.wakeFD, unix.EPOLLIN, s.reap)
 	if stop >= 0 {
 		s.watch(stop, unix.EPOLLIN, func() { s.ended = true })
+	}
+	if cfg.Wake > 0 {
+		fd, err := s.wakeEvery(cfg.Wake)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
 	}
 	if err := cfg.Port.Register(s.epfd); err != nil {
 		return wrap("watching the port", err)
