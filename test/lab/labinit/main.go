@@ -23,14 +23,24 @@ func main() {
 		}
 		return
 	}
-	err := firstStage()
-	if err == nil {
-		err = reap()
-	}
+	err := live()
 	fmt.Fprintln(os.Stderr, "labinit:", err)
 	unix.Sync()
 	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
 	time.Sleep(time.Hour) // process 1 must not end: the kernel would panic
+}
+
+// live makes the host and runs the worker; it returns when the lab is over.
+func live() error {
+	if err := firstStage(); err != nil {
+		return err
+	}
+	vm, err := keepQuiet()
+	if err != nil {
+		return err
+	}
+	defer vm.Close()
+	return reap()
 }
 
 // reap starts the worker and buries every process until the worker is dead.
