@@ -56,7 +56,7 @@ func TestJudgeClock(t *testing.T) {
 	}
 }
 
-// The loop is woken again and again, and what woke it is taken away.
+// The loop is woken again and again.
 func TestWakeEvery(t *testing.T) {
 	epfd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
