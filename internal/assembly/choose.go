@@ -2,88 +2,148 @@ package assembly
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
-	"os"
-
-	"golang.org/x/sys/unix"
+	"os/exec"
 
 	"github.com/tartarus-vm/tartarus/internal/cli"
+	"github.com/tartarus-vm/tartarus/internal/fault"
 	"github.com/tartarus-vm/tartarus/internal/node/cgroup"
 	"github.com/tartarus-vm/tartarus/internal/node/nyx"
 	"github.com/tartarus-vm/tartarus/internal/node/tartarus"
+	"github.com/tartarus-vm/tartarus/internal/node/tartarus/firecracker"
+	"github.com/tartarus-vm/tartarus/internal/node/tartarus/firecracker/fcget"
 	"github.com/tartarus-vm/tartarus/internal/node/tartarus/qemu"
 )
 
 // choice is the driver that runs VMs here, and why it is that one.
 type choice struct {
 	driver tartarus.Driver
-	kvm    qemu.KVMReport
+	kvm    tartarus.KVMReport // by the VMM that was tried last
 	why    string
+	jail   error        // why Firecracker was not chosen; nil if it was
 	close  func() error // the driver's own; the VMs are gone by then
 }
 
-// kvmVerdict is what the trial boot said, for as long as what it was tried on
-// is the same.
-type kvmVerdict struct {
-	Kernel string         `json:"kernel"` // of the host
-	BootID string         `json:"boot_id"`
-	VMM    string         `json:"vmm"`
-	Rights bool           `json:"rights"` // to open the device
-	Report qemu.KVMReport `json:"report"`
+// choosing is a choice that is being made.
+type choosing struct {
+	paths    paths
+	want     cli.VMMOptions
+	images   *nyx.Store
+	tree     *cgroup.Tree // nil: noTree says why
+	noTree   string
+	progress func(cli.Step) // nil: not told
+	log      *slog.Logger
 }
 
-// choose finds the driver. KVM is judged by booting a guest on it, never by
-// the presence of /dev/kvm; the verdict is kept until the host's kernel, its
-// boot, the VMM or the rights to the device change. progress, which may be nil,
-// is told of a trial boot.
-func choose(ctx context.Context, p paths, progress func(cli.Step), log *slog.Logger) (_ choice, err error) {
+// choose finds the driver: Firecracker where KVM works and a version of it is
+// there that may run, else QEMU, on KVM where it works. What was asked for by
+// name is taken or is an error, never another. KVM is judged by booting a guest
+// on it, never by the presence of /dev/kvm.
+func choose(ctx context.Context, p paths, want cli.VMMOptions, progress func(cli.Step), log *slog.Logger) (_ choice, err error) {
 	images, _, err := openImages(p, nyx.Config{Log: log})
 	if err != nil {
 		return choice{}, err
 	}
-	tree, why := groups()
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, closeGroups(tree))
-		}
-	}()
-	cfg := qemu.Config{Accel: qemu.AccelTCG, Cgroups: tree, Logger: log}
-	if tree == nil {
-		cfg.NoCgroups = why
+	c := &choosing{paths: p, want: want, images: images, progress: progress, log: log}
+	if c.tree, err = cgroup.Detect(cgroup.Config{}); err != nil {
+		c.tree, c.noTree = nil, err.Error()
 	}
+	made, err := c.choose(ctx)
+	if err != nil {
+		return choice{}, errors.Join(err, closeGroups(c.tree))
+	}
+	made.close = func() error { return closeGroups(c.tree) }
+	return made, nil
+}
+
+func (c *choosing) choose(ctx context.Context) (choice, error) {
+	switch c.want.Driver {
+	case "", qemu.Name, firecracker.Name:
+	default:
+		return choice{}, fault.Invalid("driver", "give firecracker or qemu, or leave it out", "there is no driver %q", c.want.Driver)
+	}
+	if c.want.Driver == qemu.Name {
+		made, err := c.qemu(ctx)
+		made.why = "it was asked for; " + made.why
+		made.jail = errors.New("qemu was asked for")
+		return made, err
+	}
+	made, err := c.firecracker(ctx)
+	switch {
+	case err == nil:
+		return made, nil
+	case c.want.Driver == firecracker.Name || ctx.Err() != nil:
+		return choice{}, err
+	}
+	jail := err
+	if made, err = c.qemu(ctx); err == nil {
+		made.jail = jail
+	}
+	return made, err
+}
+
+// firecracker is the driver where a guest boots in it; else the error says why
+// it cannot be had.
+func (c *choosing) firecracker(ctx context.Context) (choice, error) {
+	binary, err := c.findFirecracker()
+	if err != nil {
+		return choice{}, err
+	}
+	d, err := firecracker.New(ctx, firecracker.Config{
+		Binary: binary, Logger: c.log, InsecureTestVMM: c.want.InsecureTestVMM, Cgroups: c.tree, NoCgroups: c.noTree,
+	})
+	if err != nil {
+		return choice{}, err
+	}
+	report, err := c.judgeKVM(ctx, d.Info(), func(t tartarus.Trial) (tartarus.KVMReport, error) { return tartarus.Try(ctx, d, t) })
+	if err != nil {
+		return choice{}, err
+	}
+	if !report.Usable {
+		return choice{}, fault.New(fault.Unsupported, "KVM: %s", report.Why).WithHint("use the driver qemu")
+	}
+	return choice{driver: d, kvm: report, why: "a guest booted in it on KVM"}, nil
+}
+
+// findFirecracker is the path of what was named, of what setup installed, or
+// of what is on PATH.
+func (c *choosing) findFirecracker() (string, error) {
+	if c.want.Firecracker != "" {
+		return c.want.Firecracker, nil
+	}
+	release, err := fcget.Pinned()
+	if err != nil {
+		return "", err
+	}
+	if in, ok := fcget.Find(c.paths.firecracker(), release); ok {
+		return in.Firecracker, nil
+	}
+	path, err := exec.LookPath(firecracker.Name)
+	if err != nil {
+		return "", fault.New(fault.Unsupported, "Firecracker is not installed").WithHint("install it: `tartarus setup firecracker`")
+	}
+	return path, nil
+}
+
+// qemu is the driver on KVM where a guest boots in it so, else without.
+func (c *choosing) qemu(ctx context.Context) (choice, error) {
+	cfg := qemu.Config{Accel: qemu.AccelTCG, Cgroups: c.tree, NoCgroups: c.noTree, Logger: c.log}
 	d, err := qemu.New(ctx, cfg)
 	if err != nil {
 		return choice{}, err
 	}
-	trial := func(b nyx.Bundle) (qemu.KVMReport, error) {
-		if progress != nil && mayOpenKVM() { // else it is said at once
-			progress(cli.Step{Name: "host: trying KVM by booting on it"})
-		}
-		return qemu.Probe(ctx, cfg, qemu.ProbeSpec{Kernel: b.Kernel, Initrd: b.Initrd, Cmdline: b.Cmdline})
-	}
-	report, err := judgeKVM(ctx, p, images, d.Info().Version, trial)
+	report, err := c.judgeKVM(ctx, d.Info(), func(t tartarus.Trial) (tartarus.KVMReport, error) { return qemu.Probe(ctx, cfg, t) })
 	if err != nil {
 		return choice{}, err
 	}
-	c := choice{driver: d, kvm: report, why: "KVM is not usable here", close: func() error { return closeGroups(tree) }}
+	made := choice{driver: d, kvm: report, why: "KVM is not usable here"}
 	if report.Usable {
-		cfg.Accel, cfg.KVM, c.why = qemu.AccelKVM, &report, "a trial boot on KVM succeeded"
-		if c.driver, err = qemu.New(ctx, cfg); err != nil {
-			return choice{}, err
-		}
+		cfg.Accel, cfg.KVM, made.why = qemu.AccelKVM, &report, "a guest booted in it on KVM"
+		made.driver, err = qemu.New(ctx, cfg)
 	}
-	return c, nil
-}
-
-// groups is where VMs' cgroups are made, or why there are none.
-func groups() (*cgroup.Tree, string) {
-	tree, err := cgroup.Detect(cgroup.Config{})
-	if err != nil {
-		return nil, err.Error()
-	}
-	return tree, ""
+	return made, err
 }
 
 // closeGroups removes the parent of all groups, unless another process has
@@ -95,46 +155,24 @@ func closeGroups(tree *cgroup.Tree) error {
 	return tree.Close()
 }
 
-// judgeKVM is the verdict that was kept, if it still holds, or a new one.
-func judgeKVM(ctx context.Context, p paths, images *nyx.Store, vmm string, trial func(nyx.Bundle) (qemu.KVMReport, error)) (qemu.KVMReport, error) {
-	now := kvmVerdict{Kernel: kernelRelease(), BootID: bootID(), VMM: vmm, Rights: mayOpenKVM()}
-	if b, err := os.ReadFile(p.kvm()); err == nil {
-		var kept kvmVerdict
-		if json.Unmarshal(b, &kept) == nil {
-			report := kept.Report
-			if kept.Report = now.Report; kept == now {
-				return report, nil
-			}
-		}
+// judgeKVM is the verdict that was kept of this VMM, if it still holds, or a
+// new one.
+func (c *choosing) judgeKVM(ctx context.Context, vmm tartarus.Info, trial func(tartarus.Trial) (tartarus.KVMReport, error)) (tartarus.KVMReport, error) {
+	kept := readVerdicts(c.paths.kvm())
+	now := verdictOf(vmm)
+	if old := kept[vmm.Name]; old.holds(now) {
+		return old.Report, nil
 	}
-	bundle, err := images.CurrentBundle(ctx)
+	bundle, err := c.images.CurrentBundle(ctx)
 	if err != nil {
-		return qemu.KVMReport{Why: "not tried yet: there is no guest bundle to boot"}, nil
+		return tartarus.KVMReport{Why: "not tried yet: there is no guest bundle to boot"}, nil
 	}
-	if now.Report, err = trial(bundle); err != nil {
-		return now.Report, err
+	if c.progress != nil && now.Rights { // else it is said at once
+		c.progress(cli.Step{Name: fmt.Sprintf("host: trying KVM by booting on it in %s", vmm.Name)})
 	}
-	b, err := json.Marshal(now)
-	if err != nil {
-		return now.Report, err
+	if now.Report, err = trial(tartarus.Trial{Kernel: bundle.Kernel, Initrd: bundle.Initrd, Cmdline: bundle.Cmdline}); err != nil {
+		return tartarus.KVMReport{}, err
 	}
-	return now.Report, writeFile(p.kvm(), b)
-}
-
-func mayOpenKVM() bool { return unix.Access("/dev/kvm", unix.R_OK|unix.W_OK) == nil }
-
-func kernelRelease() string {
-	var u unix.Utsname
-	if unix.Uname(&u) != nil {
-		return ""
-	}
-	return unix.ByteSliceToString(u.Release[:])
-}
-
-func bootID() string {
-	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil {
-		return ""
-	}
-	return string(b)
+	kept[vmm.Name] = now
+	return now.Report, writeVerdicts(c.paths.kvm(), kept)
 }

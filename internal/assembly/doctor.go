@@ -18,6 +18,7 @@ import (
 	"github.com/tartarus-vm/tartarus/internal/node/nyx"
 	"github.com/tartarus-vm/tartarus/internal/node/nyx/distro"
 	"github.com/tartarus-vm/tartarus/internal/node/tartarus"
+	"github.com/tartarus-vm/tartarus/internal/node/tartarus/firecracker"
 )
 
 // The statuses of a finding.
@@ -29,8 +30,8 @@ const (
 
 // doctor says what this host can do. It starts a VM to see how it would
 // really be confined, and ends it.
-func doctor(ctx context.Context, stateDir string) ([]cli.Finding, error) {
-	root, err := stateRoot(stateDir)
+func doctor(ctx context.Context, o cli.DoctorOptions) ([]cli.Finding, error) {
+	root, err := stateRoot(o.StateDir)
 	if err != nil {
 		return nil, err
 	}
@@ -40,7 +41,7 @@ func doctor(ctx context.Context, stateDir string) ([]cli.Finding, error) {
 		return append(findings, failed("state", err)), nil
 	}
 	findings = append(findings, findSpace(root), findImages(ctx, p))
-	findings = append(findings, findDriver(ctx, p)...)
+	findings = append(findings, findDriver(ctx, p, o.VMM)...)
 	return append(findings, findNetwork(), findSwap(), findSMT(), findClock()), nil
 }
 
@@ -103,8 +104,8 @@ func findImages(ctx context.Context, p paths) cli.Finding {
 	return cli.Finding{Name: "images", Status: statusOK, Message: fmt.Sprintf("guest kernel %s; templates: %s", bundle.Release, strings.Join(names, ", "))}
 }
 
-func findDriver(ctx context.Context, p paths) []cli.Finding {
-	c, err := choose(ctx, p, nil, nil)
+func findDriver(ctx context.Context, p paths, want cli.VMMOptions) []cli.Finding {
+	c, err := choose(ctx, p, want, nil, nil)
 	if err != nil {
 		return []cli.Finding{failed("driver", err)}
 	}
@@ -116,9 +117,27 @@ func findDriver(ctx context.Context, p paths) []cli.Finding {
 	}
 	return []cli.Finding{
 		kvm,
+		findFirecracker(c),
 		{Name: "driver", Status: statusOK, Message: fmt.Sprintf("%s %s, %s: %s", info.Name, info.Version, info.Accelerator, c.why)},
 		confinement(info),
 	}
+}
+
+// findFirecracker says why VMs run in Firecracker, or not. It is worth a cure
+// only where KVM works.
+func findFirecracker(c choice) cli.Finding {
+	const name = firecracker.Name
+	if c.jail == nil {
+		return cli.Finding{Name: name, Status: statusOK, Message: "used, version " + c.driver.Info().Version}
+	}
+	f := failed(name, c.jail)
+	f.Message = "not used: " + f.Message
+	if f.Status = statusLimited; !c.kvm.Usable {
+		f.Status, f.Cure = statusOK, ""
+		return f
+	}
+	f.Meaning = "VMs run in QEMU, which is larger, slower to start and has more that a guest could attack"
+	return f
 }
 
 func confinement(info tartarus.Info) cli.Finding {

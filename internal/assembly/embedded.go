@@ -42,6 +42,7 @@ type Config struct {
 	StateDir string // this user's own if empty
 	Policy   string // file; the built-in policy if empty
 	Listen   string // loopback address, host:port; "" for none
+	VMM      cli.VMMOptions
 
 	// Local is everything for one command: a folder and lock of its own, no
 	// socket, and VMs that end with this process.
@@ -179,7 +180,7 @@ func (e *embedded) openImages(ctx context.Context) error {
 }
 
 func (e *embedded) chooseDriver(ctx context.Context) error {
-	c, err := choose(ctx, e.paths, e.cfg.Progress, e.log)
+	c, err := choose(ctx, e.paths, e.cfg.VMM, e.cfg.Progress, e.log)
 	if err != nil {
 		return err
 	}
@@ -189,7 +190,7 @@ func (e *embedded) chooseDriver(ctx context.Context) error {
 		e.driver = e.cfg.Driver(c.driver)
 	}
 	info := e.driver.Info()
-	e.log.Info("driver chosen", "driver", info.Name, "version", info.Version, "accelerator", info.Accelerator, "because", c.why, "kvm", c.kvm.Why)
+	e.log.Info("driver chosen", "driver", info.Name, "version", info.Version, "accelerator", info.Accelerator, "because", c.why, "kvm", c.kvm.Why, "not_firecracker", c.jail)
 	return e.sweepLocals(ctx)
 }
 

@@ -37,8 +37,8 @@ func Inside() cli.Inside {
 		RemoveTemplate: func(ctx context.Context, stateDir, name string) error {
 			return explain(removeTemplate(ctx, stateDir, name))
 		},
-		Doctor: func(ctx context.Context, stateDir string) ([]cli.Finding, error) {
-			findings, err := doctor(ctx, stateDir)
+		Doctor: func(ctx context.Context, o cli.DoctorOptions) ([]cli.Finding, error) {
+			findings, err := doctor(ctx, o)
 			return findings, explain(err)
 		},
 		Sockets: sockets,
@@ -129,7 +129,7 @@ func setup(ctx context.Context, o cli.SetupOptions) error {
 
 // trialBoot judges KVM now, so that the first run need not.
 func trialBoot(ctx context.Context, p paths, progress func(cli.Step)) error {
-	c, err := choose(ctx, p, progress, nil)
+	c, err := choose(ctx, p, cli.VMMOptions{}, progress, nil)
 	if err != nil {
 		return err
 	}

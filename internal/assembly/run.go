@@ -14,7 +14,7 @@ var handleUnknown tartarus.Handle
 // up is the command: a server until ctx ends.
 func up(ctx context.Context, o cli.UpOptions, ready func([]string)) error {
 	cfg := Config{
-		StateDir: o.StateDir, Policy: o.Policy, Listen: o.Listen, Templates: []string{"base"}, Progress: o.Progress,
+		StateDir: o.StateDir, Policy: o.Policy, Listen: o.Listen, VMM: o.VMM, Templates: []string{"base"}, Progress: o.Progress,
 		Logger: newLogger(stderr(), o.Verbose, slog.LevelInfo),
 	}
 	return Run(ctx, cfg, func(r Running) { ready(r.Addresses) })
@@ -28,7 +28,7 @@ func local(ctx context.Context, o cli.LocalOptions) (cli.Local, func() error, er
 		template = "base"
 	}
 	cfg := Config{
-		StateDir: o.StateDir, Policy: o.Policy, Local: true, Templates: []string{template}, Progress: o.Progress,
+		StateDir: o.StateDir, Policy: o.Policy, VMM: o.VMM, Local: true, Templates: []string{template}, Progress: o.Progress,
 		Logger: newLogger(stderr(), o.Verbose, slog.LevelError),
 	}
 	up := make(chan Running, 1)

@@ -56,7 +56,7 @@ type Inside struct {
 	RemoveTemplate func(ctx context.Context, stateDir, name string) error
 
 	// Doctor says what this host can do.
-	Doctor func(ctx context.Context, stateDir string) ([]Finding, error)
+	Doctor func(ctx context.Context, o DoctorOptions) ([]Finding, error)
 
 	// Sockets are the places where an up of this user, or of root, listens.
 	Sockets func(stateDir string) []string
@@ -66,6 +66,7 @@ type Inside struct {
 type LocalOptions struct {
 	StateDir string
 	Policy   string // file; the built-in one if empty
+	VMM      VMMOptions
 	Template string // made first if it is one of those that setup makes
 	Progress func(Step)
 	Verbose  bool
@@ -82,8 +83,22 @@ type UpOptions struct {
 	StateDir string
 	Policy   string
 	Listen   string // host:port on loopback
+	VMM      VMMOptions
 	Verbose  bool
 	Progress func(Step)
+}
+
+// DoctorOptions are for Inside.Doctor.
+type DoctorOptions struct {
+	StateDir string
+	VMM      VMMOptions
+}
+
+// VMMOptions say what VMs run in. The zero value leaves the choice.
+type VMMOptions struct {
+	Driver          string // firecracker or qemu
+	Firecracker     string // its path; what setup installed, or what is on PATH, if empty
+	InsecureTestVMM bool   // a version of it may run that is for tests alone
 }
 
 // SetupOptions are for Inside.Setup.

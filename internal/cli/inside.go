@@ -37,6 +37,7 @@ Unix socket (its own user and root need no token) and on a loopback address
 		},
 	}
 	c.Flags().StringVar(&o.Policy, "policy", "", "policy `FILE`; without, the built-in policy")
+	o.VMM.flags(c)
 	c.Flags().StringVar(&o.Listen, "listen", "127.0.0.1:7777", "loopback `ADDRESS`; empty: none")
 	return c
 }
@@ -100,7 +101,17 @@ func (a *app) setup(ctx context.Context, o SetupOptions) error {
 	return a.cfg.Inside.Setup(ctx, o)
 }
 
+// flags adds those that say what VMs run in.
+func (o *VMMOptions) flags(c *cobra.Command) {
+	f := c.Flags()
+	f.StringVar(&o.Driver, "driver", "", "what VMs run in: the `NAME` firecracker or qemu; without, the best that works here")
+	f.StringVar(&o.Firecracker, "firecracker", "", "`PATH` of a Firecracker, its jailer beside it, instead of the one that setup installed")
+	f.BoolVar(&o.InsecureTestVMM, "insecure-test-vmm", false, "let a version of it run that is for tests alone")
+	_ = c.RegisterFlagCompletionFunc("driver", cobra.FixedCompletions([]string{"firecracker", "qemu"}, cobra.ShellCompDirectiveNoFileComp)) // the flag is there
+}
+
 func (a *app) doctorCommand() *cobra.Command {
+	o := DoctorOptions{}
 	c := &cobra.Command{
 		Use:   "doctor",
 		Short: "Say what this host can do, what that means, and what mends it",
@@ -110,7 +121,8 @@ it. The exit code is 1 if something is missing without which no run works.`,
 		Example: "  tartarus doctor\n  tartarus doctor -o json",
 		Args:    takes(),
 		RunE: func(c *cobra.Command, _ []string) error {
-			findings, err := a.cfg.Inside.Doctor(c.Context(), a.state())
+			o.StateDir = a.state()
+			findings, err := a.cfg.Inside.Doctor(c.Context(), o)
 			if err != nil {
 				return err
 			}
@@ -123,6 +135,7 @@ it. The exit code is 1 if something is missing without which no run works.`,
 			return nil
 		},
 	}
+	o.VMM.flags(c)
 	a.outputFlag(c, "table")
 	return c
 }

@@ -23,6 +23,7 @@ type runFlags struct {
 	timeout                            time.Duration
 	env, files, allow, labels, selects []string
 	policy                             string
+	vmm                                VMMOptions
 }
 
 func (a *app) runCommand() *cobra.Command {
@@ -71,6 +72,7 @@ at the end. The command and its arguments are not: the record shows them.`,
 	fl.BoolVar(&f.timings, "timings", false, "print to stderr where the time went")
 	fl.BoolVar(&f.local, "local", false, "run everything in this process, even if a server is there")
 	fl.StringVar(&f.policy, "policy", "", "policy `FILE`, for a run in this process")
+	f.vmm.flags(c)
 	_ = c.RegisterFlagCompletionFunc("template", a.completeTemplates) // the flag is there
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if err := f.check(c, a.server); err != nil {
@@ -176,6 +178,21 @@ func (a *app) runRequest(f *runFlags, command []string) (*apiv1.RunRequest, erro
 	return req, nil
 }
 
+// ofLocal is a flag that a server does not ask its callers for; "" for none.
+func (f *runFlags) ofLocal() string {
+	switch {
+	case f.policy != "":
+		return "--policy"
+	case f.vmm.Driver != "":
+		return "--driver"
+	case f.vmm.Firecracker != "":
+		return "--firecracker"
+	case f.vmm.InsecureTestVMM:
+		return "--insecure-test-vmm"
+	}
+	return ""
+}
+
 // serverForRun is the server that was named or is running, or one in this
 // process.
 func (a *app) serverForRun(ctx context.Context, f *runFlags) (*client.Client, func(), error) {
@@ -184,9 +201,9 @@ func (a *app) serverForRun(ctx context.Context, f *runFlags) (*client.Client, fu
 		if err != nil {
 			return nil, nil, err
 		}
-		if c != nil && f.policy != "" {
+		if flag := f.ofLocal(); c != nil && flag != "" {
 			c.Close()
-			return nil, nil, withHint(errors.New("--policy is for a run in this process, and there is a server"), "add --local, or give the policy to `tartarus up`")
+			return nil, nil, withHint(fmt.Errorf("%s is for a run in this process, and there is a server", flag), "add --local, or give it to `tartarus up`")
 		}
 		if c != nil {
 			return c, func() { c.Close() }, nil
@@ -197,7 +214,7 @@ func (a *app) serverForRun(ctx context.Context, f *runFlags) (*client.Client, fu
 	}
 	p := a.progress()
 	l, stopLocal, err := a.cfg.Inside.Local(ctx, LocalOptions{
-		StateDir: a.state(), Policy: f.policy, Template: f.template, Progress: p.step, Verbose: a.verbose,
+		StateDir: a.state(), Policy: f.policy, VMM: f.vmm, Template: f.template, Progress: p.step, Verbose: a.verbose,
 	})
 	p.end()
 	if err != nil {

@@ -143,7 +143,7 @@ func TestSetupFirecracker(t *testing.T) {
 
 func TestDoctor(t *testing.T) {
 	findings := []Finding{{Name: "kvm", Status: "limited", Message: "no", Meaning: "slower", Cure: "buy"}}
-	inside := Inside{Doctor: func(context.Context, string) ([]Finding, error) { return findings, nil }}
+	inside := Inside{Doctor: func(context.Context, DoctorOptions) ([]Finding, error) { return findings, nil }}
 	if r := (call{inside: inside}).main(t, "doctor"); r.code != 0 || r.out != "kvm  limited  no\n              means: slower\n              cure: buy\n" {
 		t.Errorf("%+v", r)
 	}

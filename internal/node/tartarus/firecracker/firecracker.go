@@ -34,7 +34,6 @@ const Name = "firecracker"
 
 const (
 	accelerator = "kvm"
-	kvmDevice   = "/dev/kvm"
 	maxVCPUs    = 32    // Firecracker's own bound
 	nobody      = 65534 // runs a VMM for which the agent chose no user
 )
@@ -105,12 +104,12 @@ func New(ctx context.Context, cfg Config) (*Driver, error) {
 		d.cfg.StartTimeout = defaultStartTimeout
 	}
 	if d.cfg.device == "" {
-		d.cfg.device = kvmDevice
+		d.cfg.device = tartarus.KVMDevice
 	}
 	if err := d.find(ctx); err != nil {
 		return nil, err
 	}
-	if err := checkDevice(d.cfg.device); err != nil {
+	if err := tartarus.CheckKVM(d.cfg.device); err != nil {
 		return nil, err
 	}
 	var err error

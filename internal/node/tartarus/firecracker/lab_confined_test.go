@@ -219,7 +219,7 @@ func TestLabUser(t *testing.T) {
 	for name, from := range copies {
 		copyFile(t, from, filepath.Join(dir, name), map[bool]os.FileMode{true: 0o555, false: 0o444}[name == "test"])
 	}
-	if err := errors.Join(os.WriteFile(filepath.Join(dir, "cmdline"), []byte(g.bundle.Cmdline), 0o444), os.Chmod(dir, 0o755), os.Chmod(kvmDevice, 0o666)); err != nil {
+	if err := errors.Join(os.WriteFile(filepath.Join(dir, "cmdline"), []byte(g.bundle.Cmdline), 0o444), os.Chmod(dir, 0o755), os.Chmod(tartarus.KVMDevice, 0o666)); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 2*labTimeout)

@@ -143,19 +143,3 @@ func (l *limited) Write(p []byte) (int, error) {
 	}
 	return len(p), nil
 }
-
-// checkDevice says why the device cannot be used.
-func checkDevice(path string) error {
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
-	switch {
-	case err == nil:
-		return f.Close() // nothing was asked of it
-	case errors.Is(err, os.ErrNotExist):
-		return fault.Wrap(fault.Unsupported, err, "there is no KVM here").
-			WithHint("switch virtualization on and load the module kvm, or use the driver qemu")
-	case errors.Is(err, os.ErrPermission):
-		return fault.Wrap(fault.Unsupported, err, "KVM is there, but this user may not use it").
-			WithHint("add the user to the group kvm")
-	}
-	return fault.Wrap(fault.Unsupported, err, "KVM cannot be opened")
-}

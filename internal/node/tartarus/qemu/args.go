@@ -54,7 +54,6 @@ type boot struct {
 	accel   string // tcg or kvm
 	tscKHz  int64  // 0: the guest finds out itself
 	verbose bool   // the kernel tells its steps on the console
-	disks   bool
 	spec    tartarus.Spec
 }
 
@@ -86,12 +85,10 @@ func (b boot) args() []string {
 	} else {
 		a = append(a, "-accel", fmt.Sprintf("tcg,thread=multi,tb-size=%d", translationMiB), "-cpu", tcgCPU)
 	}
-	if b.disks {
-		a = append(a, disk("root", fdRoot, "read-only=on")...)
-		// The scratch disk ends with the VM: nobody reads it after a crash, so
-		// flushes are ignored; and what the guest frees, the host gets back.
-		a = append(a, disk("scratch", fdScratch, "cache.no-flush=on,discard=unmap")...)
-	}
+	a = append(a, disk("root", fdRoot, "read-only=on")...)
+	// The scratch disk ends with the VM: nobody reads it after a crash, so
+	// flushes are ignored; and what the guest frees, the host gets back.
+	a = append(a, disk("scratch", fdScratch, "cache.no-flush=on,discard=unmap")...)
 	if n := b.spec.NIC; n != nil {
 		a = append(a, "-netdev", fmt.Sprintf("tap,id=card,fd=%d", fdCard), "-device", "virtio-net-device,netdev=card,mac="+n.MAC.String())
 	}

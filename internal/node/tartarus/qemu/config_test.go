@@ -55,7 +55,7 @@ func TestNewRefuses(t *testing.T) {
 		"no version":  {Config{Binary: script("echo hello")}, fault.Unsupported, "does not tell its version"},
 		"fails":       {Config{Binary: script("echo cannot load libfoo >&2; exit 127")}, fault.Unsupported, "cannot load libfoo"},
 		"accelerator": {Config{Accel: "hax"}, fault.InvalidArgument, "hax"},
-		"broken KVM":  {Config{Accel: AccelKVM, KVM: &KVMReport{Why: "it dreams"}}, fault.Unsupported, "it dreams"},
+		"broken KVM":  {Config{Accel: AccelKVM, KVM: &tartarus.KVMReport{Why: "it dreams"}}, fault.Unsupported, "it dreams"},
 	} {
 		_, err := New(t.Context(), c.cfg)
 		var f *fault.Error
@@ -71,7 +71,7 @@ func TestNewRefuses(t *testing.T) {
 }
 
 func TestAccelerator(t *testing.T) {
-	yes, no := &KVMReport{Usable: true}, &KVMReport{}
+	yes, no := &tartarus.KVMReport{Usable: true}, &tartarus.KVMReport{}
 	for _, c := range []struct {
 		cfg  Config
 		want string
@@ -92,7 +92,7 @@ func TestArgs(t *testing.T) {
 		ID: sandbox.MakeID("01arz3ndektsv4rrffq69g5fav"), Dir: "/private/vm", Kernel: "/k", Initrd: "/i", Root: "/secret/root",
 		Scratch: "/secret/scratch", Cmdline: "tartarus.x=1 -- y", VCPUs: 2, MemoryMiB: 256,
 	}
-	b := boot{machine: machines["amd64"], accel: "tcg", tscKHz: 2600000, disks: true, spec: s}
+	b := boot{machine: machines["amd64"], accel: "tcg", tscKHz: 2600000, spec: s}
 	all := strings.Join(b.args(), "\n")
 	for _, want := range []string{
 		"-nodefaults", "-no-user-config", "mem-merge=off", "dump-guest-core=off", fmt.Sprintf("tcg,thread=multi,tb-size=%d", translationMiB),
@@ -109,10 +109,10 @@ func TestArgs(t *testing.T) {
 			t.Errorf("%q is in\n%s", no, all)
 		}
 	}
-	b.accel, b.disks = "kvm", false
+	b.accel = "kvm"
 	all = strings.Join(b.args(), "\n")
-	if strings.Contains(all, "tsc_early") || strings.Contains(all, "virtio-blk") || !slices.Contains(b.args(), "host") {
-		t.Errorf("with KVM and without disks:\n%s", all)
+	if strings.Contains(all, "tsc_early") || !slices.Contains(b.args(), "host") {
+		t.Errorf("with KVM:\n%s", all)
 	}
 	if translationMiB+32 > sandbox.VMOverheadMiB {
 		t.Error("the translation buffer leaves no room in what placement counts for a VMM")

@@ -41,7 +41,7 @@ func (d *Driver) confined(s launcher.Spec) launcher.Spec {
 		s.UID, s.GID = nobody, nobody
 	}
 	if d.accel == "kvm" {
-		s.Devices = []string{kvmDevice}
+		s.Devices = []string{tartarus.KVMDevice}
 		s.Syscalls = append(append([]string{}, syscalls...), syscallsKVM...)
 		if gid := kvmAccess(); gid > 0 {
 			s.GID = gid
@@ -50,10 +50,7 @@ func (d *Driver) confined(s launcher.Spec) launcher.Spec {
 	return s
 }
 
-const (
-	kvmDevice = "/dev/kvm"
-	nobody    = 65534 // runs a VMM for which the agent chose no user
-)
+const nobody = 65534 // runs a VMM for which the agent chose no user
 
 // surroundings are what QEMU reads to start: libraries, modules, firmware.
 func surroundings(data []string) ([]string, error) {

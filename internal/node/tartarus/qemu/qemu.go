@@ -39,8 +39,8 @@ const (
 type Config struct {
 	Binary string // QEMU's path or name; qemu-system-x86_64 on PATH if empty
 	Accel  Accel
-	KVM    *KVMReport   // what Probe found, or nil: then auto means TCG and kvm is taken at its word
-	Logger *slog.Logger // nil discards
+	KVM    *tartarus.KVMReport // what Probe found, or nil: then auto means TCG and kvm is taken at its word
+	Logger *slog.Logger        // nil discards
 
 	// Cgroups is where each VM gets a group that bounds guest and VMM together;
 	// nil: no VM gets one, and NoCgroups tells records why.

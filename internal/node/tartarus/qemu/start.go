@@ -28,7 +28,7 @@ func (d *Driver) Start(ctx context.Context, s tartarus.Spec) (tartarus.VM, error
 	if err := d.check(s); err != nil {
 		return nil, err
 	}
-	v, err := d.start(ctx, boot{machine: d.machine, accel: d.accel, tscKHz: d.tscKHz, disks: true, spec: s})
+	v, err := d.start(ctx, boot{machine: d.machine, accel: d.accel, tscKHz: d.tscKHz, spec: s})
 	if err != nil {
 		return nil, fmt.Errorf("starting vm %q: %w", s.ID, err)
 	}
@@ -101,9 +101,6 @@ func openFiles(b boot) (files []*os.File, err error) {
 			return files, err
 		}
 		files = append(files, f)
-	}
-	if !b.disks {
-		return files, nil
 	}
 	root, err := os.Open(b.spec.Root)
 	if err != nil {
