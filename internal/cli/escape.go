@@ -51,7 +51,7 @@ func unicodeEscape(r rune) string {
 // hidden reports whether a terminal would act on r, or hide it, instead of
 // showing it. U+FFFD itself is shown.
 func hidden(r rune) bool {
-	return unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp, unicode.Co)
+	return unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp, unicode.Co, unicode.Other_Default_Ignorable_Code_Point)
 }
 
 // escaper escapes a stream on its way to a terminal, but for ends of lines and
