@@ -36,8 +36,8 @@ lab: deps-test build firecracker-test ## tests that need KVM or cgroup v2, in a 
 firecracker-test: deps-test ## fetch Firecracker and its jailer for the lab's tests, and for nothing else
 	@scripts/firecracker-test.sh
 
-fuzz: ## every fuzz target for a few seconds
-	scripts/fuzz.sh 5s
+fuzz: ## every fuzz target, 100,000 inputs each
+	scripts/fuzz.sh 100000x
 
 lint: $(LINT) ## gofmt, vet, golangci-lint, buf, and stale generated files
 	@test -z "$$(gofmt -l $$(git ls-files '*.go' ':!*.pb.go' ':!*.pb.gw.go'))" || { gofmt -l $$(git ls-files '*.go'); echo 'gofmt: the files above'; exit 1; }

@@ -10,7 +10,7 @@ CGO_ENABLED=0 go build ./...
 echo "== go test -race"
 go test -race -timeout 20m -json ./... | go run ./test/mustrun test/must-run.txt
 echo "== fuzz smoke"
-scripts/fuzz.sh 3s
+scripts/fuzz.sh 10000x
 echo "== lint"
 make --no-print-directory lint
 echo "== passed in $((SECONDS - began)) s, $warm caches"
