@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"net/http"
@@ -37,6 +38,21 @@ const (
 	policyVar = "TARTARUS_E2E_POLICY"
 )
 
+// In the lab, where KVM works, these tests run on Firecracker.
+const (
+	labVar         = "TARTARUS_LAB"             // says that this is the lab; the tests TestLab… are for there
+	firecrackerVar = "TARTARUS_E2E_FIRECRACKER" // its path; without, the driver is what fits this machine
+	stateVar       = "TARTARUS_E2E_STATE"       // a state folder in which everything is made
+)
+
+// vmm is what VMs run in.
+func vmm() cli.VMMOptions {
+	if path := os.Getenv(firecrackerVar); path != "" {
+		return cli.VMMOptions{Driver: "firecracker", Firecracker: path, InsecureTestVMM: true}
+	}
+	return cli.VMMOptions{}
+}
+
 func TestMain(m *testing.M) {
 	launcher.Main()
 	switch os.Getenv(roleVar) {
@@ -48,6 +64,12 @@ func TestMain(m *testing.M) {
 		}, os.Args[1:]))
 	case "server":
 		os.Exit(serve())
+	}
+	flag.Parse()
+	if os.Getenv(labVar) == "" {
+		if err := flag.Set("test.skip", "^TestLab"); err != nil {
+			panic(err)
+		}
 	}
 	goleak.VerifyTestMain(m)
 }
@@ -65,7 +87,7 @@ func serve() int {
 		stop()
 	}()
 	err = assembly.Run(ctx, assembly.Config{
-		Listen: "127.0.0.1:0", Policy: os.Getenv(policyVar),
+		Listen: "127.0.0.1:0", Policy: os.Getenv(policyVar), VMM: vmm(),
 		Driver: func(d tartarus.Driver) tartarus.Driver {
 			return testkit.WatchOrders(d, func(id sandbox.ID) { fmt.Fprintln(orders, id) })
 		},
@@ -80,6 +102,9 @@ func serve() int {
 // prepared is a state folder with everything made for one template, kept in
 // the user's cache because the kernel is a download.
 func prepared(template string) (string, error) {
+	if dir := os.Getenv(stateVar); dir != "" {
+		return dir, nil
+	}
 	cache, err := os.UserCacheDir()
 	if err != nil {
 		return "", err
@@ -141,6 +166,9 @@ type result struct {
 
 // tartarusCmd is this binary as the command line.
 func tartarusCmd(ctx context.Context, state string, args ...string) *exec.Cmd {
+	if o := vmm(); o.Driver != "" && (args[0] == "run" || args[0] == "up") {
+		args = append([]string{args[0], "--driver", o.Driver, "--firecracker", o.Firecracker, "--insecure-test-vmm"}, args[1:]...)
+	}
 	c := exec.CommandContext(ctx, "/proc/self/exe", args...)
 	c.Env = append(os.Environ(), roleVar+"=cli", "TARTARUS_STATE="+state)
 	return c
@@ -276,11 +304,14 @@ type record struct {
 		Code   *int   `json:"code"`
 	} `json:"exit"`
 	Isolation struct {
+		Accelerator string   `json:"accelerator"`
 		Confinement []string `json:"confinement"`
 		Missing     []string `json:"missing"`
 	} `json:"isolation"`
 	Runtime struct {
-		Attempt int `json:"attempt"`
+		Driver  string `json:"driver"`
+		Version string `json:"version"`
+		Attempt int    `json:"attempt"`
 	} `json:"runtime"`
 	Usage struct {
 		LogBytes     float64 `json:"log_bytes"`
@@ -349,7 +380,7 @@ func (s *server) follow(id string, enough func(state string) bool) {
 // sandbox's folder is left.
 func nothingLeft(t *testing.T, state string) {
 	t.Helper()
-	inv, err := testkit.TakeInventory(state, state)
+	inv, err := testkit.TakeInventory(testkit.Scope{Mark: state, Dirs: []string{state}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -38,26 +38,22 @@ var checks = []check{
 		name: "launcher", pkg: "internal/node/launcher", limit: 3 * time.Minute, env: []string{"LAUNCHER_TEST_PROBE=" + inLab + "probe"},
 		must: []string{"TestEscapedGuestFindsNothing", "TestDeadlyCallsEndTheVMM", "TestVMMIsWhatTheLayersSay", "TestRequired"},
 	},
-	{name: "doctor", limit: 2 * time.Minute, argv: shell(`judged; cat /root/doctor`)},
+	{name: "doctor", limit: 2 * time.Minute, argv: shell(`judged --firecracker ` + firecracker + ` --insecure-test-vmm
+		cat /root/doctor; grep -q '^driver  *ok  *firecracker .*, kvm: a guest booted' /root/doctor`)},
 	{
-		name: "road", limit: 2 * time.Minute,
-		argv: shell(`judged
-			tartarus run --local --template base --timings -- sh -c 'echo out; uname -r; exit 3' >/root/out; status=$?
-			cat /root/out; [ $status = 3 ] && grep -qx out /root/out`),
-	},
-	{
-		name: "server", limit: 2 * time.Minute,
-		argv: shell(`judged
-			tartarus up >/root/up.log 2>&1 & up=$!
-			until wget -qO- http://127.0.0.1:7777/readyz >/dev/null 2>&1; do kill -0 $up || { cat /root/up.log; exit 1; }; sleep 0.2; done
-			wget -qO- --header "Authorization: Bearer $(cat $TARTARUS_STATE/admin-token)" --post-data '{"command": ["uname", "-n"], "template": "base"}' \
-				'http://127.0.0.1:7777/sandbox/run?wait=60s' >/root/record
-			cat /root/record; kill $up; wait $up; cat /root/up.log
-			grep -q '"state": *"succeeded"' /root/record && grep -q '"accelerator": *"kvm"' /root/record`),
+		name: "qemu", limit: 2 * time.Minute,
+		argv: shell(`judged --driver qemu
+			tartarus run --local --driver qemu --timings -- sh -c 'echo out; uname -r; exit 3' >/root/out 2>/root/err; status=$?
+			cat /root/out /root/err; [ $status = 3 ] && grep -qx out /root/out && grep -q 'qemu .* kvm' /root/err`),
 	},
 	{
 		name: "firecracker", pkg: "internal/node/tartarus/firecracker", argv: []string{"-test.run=^TestLab"}, limit: 4 * time.Minute,
 		must: []string{"TestLabDriver"},
+	},
+	{
+		name: "road", pkg: "test/e2e", argv: []string{"-test.run=^(TestLab|TestNetwork$)"}, limit: 4 * time.Minute,
+		env:  []string{"TARTARUS_E2E_FIRECRACKER=" + firecracker, "TARTARUS_E2E_STATE=" + guestFolder},
+		must: []string{"TestLabRoad", "TestLabNothingIsLeft", "TestNetwork"},
 	},
 }
 
@@ -65,15 +61,16 @@ var checks = []check{
 const (
 	inLab       = "/lab/"
 	guestFolder = "/root/.cache/tartarus/test" // as the tests of the drivers want it
-	firecracker = "/opt/firecracker"
+	vmmFolder   = "/opt/firecracker"
+	firecracker = vmmFolder + "/firecracker"
 )
 
-// judged ends a script unless KVM is usable as doctor sees it. A trial boot
-// that was too slow on a busy machine is tried again: that it can succeed is
-// what counts here.
+// judged ends a script unless KVM is usable as doctor sees it, with these
+// flags. A trial boot that was too slow on a busy machine is tried again: that
+// it can succeed is what counts here.
 const judged = `judged() {
 	for try in 1 2 3; do
-		tartarus doctor >/root/doctor
+		tartarus doctor "$@" >/root/doctor
 		if grep -q '^kvm  *ok' /root/doctor; then return; fi
 		rm -f "$TARTARUS_STATE/kvm.json"
 	done
@@ -234,7 +231,7 @@ func equip(ctx context.Context, o *options, chosen []check, tmp string) (broken 
 	if _, err := distro.Run(ctx, mustAbs("bin/tartarus"), "setup", "--template", "base", "--state", guest); err != nil {
 		return nil, err
 	}
-	o.adds = append(o.adds, addition{guest, guestFolder}, addition{"bin/tartarus", "/usr/bin/tartarus"}, addition{fetched, firecracker})
+	o.adds = append(o.adds, addition{guest, guestFolder}, addition{"bin/tartarus", "/usr/bin/tartarus"}, addition{fetched, vmmFolder})
 	o.programs = append(o.programs, "qemu-system-x86_64", "mke2fs")
 	for _, f := range firmware {
 		if from := "/usr/share/qemu/" + f; exists(from) {

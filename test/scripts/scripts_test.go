@@ -134,7 +134,7 @@ func private(path string, d os.DirEntry, err error) error {
 
 // leftovers are processes, mounts and folders of VMs on the state.
 func leftovers(state string) []string {
-	inv, err := testkit.TakeInventory(state, state)
+	inv, err := testkit.TakeInventory(testkit.Scope{Mark: state, Dirs: []string{state}})
 	if err != nil {
 		return []string{err.Error()}
 	}
