@@ -104,8 +104,8 @@ type embedded struct {
 	guard     *cerberus.Guard
 	api       *bufconn.Listener // the API, for this process itself
 	addresses []string
-	uidBase   int
-	detected  func() error // why sandboxes get no network cards here; nil if they do
+	uids      hecatoncheir.UIDRange // none as an ordinary user
+	detected  func() error          // why sandboxes get no network cards here; nil if they do
 	services  []runner.Service
 	undo      []func() error // in order; carried out in reverse
 }
@@ -282,7 +282,7 @@ func (e *embedded) newAgent(w *wire, metrics *prometheus.Registry) (*hecatonchei
 	e.later(conn.Close)
 	cfg := hecatoncheir.Config{
 		NodeID: "local", Dir: e.home.node(), Driver: e.driver, Images: e.images, Scratch: scratch, Blobs: e.logs,
-		Control: control, Capacity: capacity, Address: inMemory, UIDBase: e.uidBase, Metrics: metrics, Logger: e.log,
+		Control: control, Capacity: capacity, Address: inMemory, UIDs: e.uids, Metrics: metrics, Logger: e.log,
 	}
 	network, err := e.openNetwork()
 	if err != nil {

@@ -59,42 +59,6 @@ func hostCapacity(root string) (sandbox.Capacity, error) {
 	}, nil
 }
 
-// User IDs for VMMs, with root: each sandbox has its own. An up takes the
-// first block; each run --local takes a small one of those that follow.
-const (
-	uidFirst      = 200_000
-	uidsOfUp      = 10_000
-	uidsOfLocal   = 16
-	uidLocalSlots = 1000
-)
-
-// takeUIDs reserves user IDs for this process's VMMs; not as an ordinary user.
-func (e *embedded) takeUIDs() error {
-	if os.Geteuid() != 0 {
-		return nil
-	}
-	if !e.cfg.Local {
-		e.uidBase = uidFirst
-		return nil
-	}
-	if err := privateDir(e.paths.uids()); err != nil {
-		return err
-	}
-	for slot := range uidLocalSlots {
-		lock, err := tryLock(filepath.Join(e.paths.uids(), fmt.Sprint(slot)))
-		if errors.Is(err, errHeld) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		e.later(lock.Close)
-		e.uidBase = uidFirst + uidsOfUp + slot*uidsOfLocal
-		return nil
-	}
-	return fmt.Errorf("%d runs at once have taken every user ID that there is for them", uidLocalSlots)
-}
-
 // sweepLocals ends what runs left that were killed: their VMs (which their
 // lifeline has ended already), disks and folders.
 func (e *embedded) sweepLocals(ctx context.Context) error {

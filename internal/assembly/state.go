@@ -23,7 +23,6 @@ const stateVersion = 1
 //	blobs/       images and ended logs, shared by every process on the folder
 //	nyx/         names of templates, the guest bundle
 //	lethe/       empty disks to clone
-//	uids/        locks of the user IDs that runs --local have taken
 //	admin-token  the first token
 //	kvm.json     what the trial boot on KVM said
 //	up/          what an up keeps (home)
@@ -38,7 +37,6 @@ func (p paths) firecracker() string { return filepath.Join(p.root, "firecracker"
 func (p paths) kvm() string         { return filepath.Join(p.root, "kvm.json") }
 func (p paths) up() home            { return home{filepath.Join(p.root, "up")} }
 func (p paths) locals() string      { return filepath.Join(p.root, "local") }
-func (p paths) uids() string        { return filepath.Join(p.root, "uids") }
 func (p paths) adminToken() string  { return filepath.Join(p.root, "admin-token") }
 
 // home is what one process keeps: the book, the keys, the node.

@@ -99,6 +99,7 @@ type VMMOptions struct {
 	Driver          string // firecracker or qemu
 	Firecracker     string // its path; what setup installed, or what is on PATH, if empty
 	InsecureTestVMM bool   // a version of it may run that is for tests alone
+	UIDs            string // FIRST-LAST: user IDs for VMMs, where root runs them
 }
 
 // SetupOptions are for Inside.Setup.

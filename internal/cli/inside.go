@@ -107,6 +107,7 @@ func (o *VMMOptions) flags(c *cobra.Command) {
 	f.StringVar(&o.Driver, "driver", "", "what VMs run in: the `NAME` firecracker or qemu; without, the best that works here")
 	f.StringVar(&o.Firecracker, "firecracker", "", "`PATH` of a Firecracker, its jailer beside it, instead of the one that setup installed")
 	f.BoolVar(&o.InsecureTestVMM, "insecure-test-vmm", false, "let a version of it run that is for tests alone")
+	f.StringVar(&o.UIDs, "vmm-uids", "", "`FIRST-LAST`: user IDs of the host for VMMs, one each, as root; the same for all processes (200000-225999)")
 	_ = c.RegisterFlagCompletionFunc("driver", cobra.FixedCompletions([]string{"firecracker", "qemu"}, cobra.ShellCompDirectiveNoFileComp)) // the flag is there
 }
 

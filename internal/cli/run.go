@@ -189,6 +189,8 @@ func (f *runFlags) ofLocal() string {
 		return "--firecracker"
 	case f.vmm.InsecureTestVMM:
 		return "--insecure-test-vmm"
+	case f.vmm.UIDs != "":
+		return "--vmm-uids"
 	}
 	return ""
 }

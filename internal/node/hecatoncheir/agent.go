@@ -93,7 +93,7 @@ type Config struct {
 
 	Connect  func(ctx context.Context, vm tartarus.VM) (Guest, error) // guestdial if nil
 	Lifeline *os.File                                                 // nil, or as in tartarus.Spec; stays the caller's
-	UIDBase  int                                                      // 0: VMMs run as the driver says; else each as a user of its own, from UIDBase+1 on
+	UIDs     UIDRange                                                 // of VMMs; with none they run as the driver says
 	Boots    int                                                      // VMs that boot at the same time; twice the host's CPUs if 0
 	Boot     tartarus.BootPolicy
 	Death    thanatos.Config
@@ -105,6 +105,10 @@ type Config struct {
 	Metrics prometheus.Registerer // nil: none
 	Logger  *slog.Logger          // nil: discard
 }
+
+// UIDRange are user IDs, and the same group IDs, that nothing else on the host
+// has: each VMM runs as one of them that no other VMM has then.
+type UIDRange struct{ First, Count int }
 
 // withDefaults also checks what has none.
 func (c Config) withDefaults() (Config, error) {
@@ -149,7 +153,7 @@ type Agent struct {
 
 	mu       sync.Mutex
 	byID     map[sandbox.ID]*life // until the control plane has heard of the end
-	slots    map[int]bool         // user IDs in use, from 1
+	slots    map[int]bool         // in use; a slot is the number of a user ID in the range, from 0
 	old      map[sandbox.ID]bool  // ends of an earlier process that are being told
 	ring     *seal.Ring           // nil until joined
 	epoch    int64

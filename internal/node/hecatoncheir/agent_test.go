@@ -85,6 +85,43 @@ func TestAssignmentsThatAreRefused(t *testing.T) {
 	}
 }
 
+// A node whose user IDs are all in use takes nothing more until one is free.
+func TestUIDsRunOut(t *testing.T) {
+	w := newWorld(t, options{config: func(c *Config) { c.UIDs = UIDRange{First: 5000, Count: 2} }})
+	one, as1 := w.request(job{command: []string{"sleep", "forever"}})
+	two, as2 := w.request(job{command: []string{"sleep", "forever"}})
+	three, as3 := w.request(job{command: []string{"true"}})
+	uids := map[int]bool{}
+	for _, req := range []*nodev1.AssignRequest{one, two} {
+		if _, err := w.a.Assign(t.Context(), req); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, as := range []sandbox.Assignment{as1, as2} {
+		e, ok := w.a.journal.Get(as.Sandbox)
+		if uids[e.UID] = true; !ok || e.UID < 5000 || e.UID > 5001 {
+			t.Errorf("journal entry %+v, %v", e, ok)
+		}
+	}
+	if len(uids) != 2 {
+		t.Errorf("two VMMs share the users %v", uids)
+	}
+	w.refused(three, fault.QuotaExceeded)
+	if err := w.kill(one, as1, 0); err != nil {
+		t.Fatal(err)
+	}
+	w.c.awaitEnd(t, as1)
+	if _, err := w.a.Assign(t.Context(), three); err != nil {
+		t.Errorf("the user ID of an ended one: %v", err)
+	}
+	w.c.awaitEnd(t, as3)
+	if err := w.kill(two, as2, 0); err != nil {
+		t.Fatal(err)
+	}
+	w.c.awaitEnd(t, as2)
+	w.nothingLeft()
+}
+
 func TestRoomIsGivenBack(t *testing.T) {
 	w := newWorld(t, options{config: func(c *Config) {
 		c.Capacity = sandbox.Capacity{VCPUs: 2, MemoryMiB: 1 << 20, DiskMiB: 1 << 20}

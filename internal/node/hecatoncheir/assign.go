@@ -33,7 +33,7 @@ func (a *Agent) assign(req *nodev1.AssignRequest) error {
 	if again, err := a.reserve(l); again || err != nil {
 		return err
 	}
-	if err := a.journal.Assign(entryOf(order, l.slot, a.cfg.UIDBase, received)); err != nil {
+	if err := a.journal.Assign(entryOf(order, l.uid(), received)); err != nil {
 		a.release(l)
 		return err
 	}
@@ -113,8 +113,10 @@ func (a *Agent) reserve(l *life) (again bool, err error) {
 		if err := a.room(l.req.Resources); err != nil {
 			return false, err
 		}
+		if l.slot, err = a.takeSlot(); err != nil {
+			return false, err
+		}
 		a.byID[l.id] = l
-		l.slot = a.takeSlot()
 		a.lives.Add(1) // under mu, so that Stop cannot overlook it
 		return false, nil
 	}
@@ -174,24 +176,24 @@ func (a *Agent) room(r sandbox.Resources) error {
 	return nil
 }
 
-// takeSlot is for a.mu's holder: the smallest number from 1 that no VM has.
-func (a *Agent) takeSlot() int {
-	n := 1
+// takeSlot is for a.mu's holder: the smallest number that no VM has.
+func (a *Agent) takeSlot() (int, error) {
+	n := 0
 	for a.slots[n] {
 		n++
 	}
+	if c := a.cfg.UIDs.Count; c > 0 && n >= c {
+		return 0, fault.New(fault.QuotaExceeded, "the node has no room: all %d user IDs for VMMs are in use", c).
+			WithHint("give the node more of them with --vmm-uids")
+	}
 	a.slots[n] = true
-	return n
+	return n, nil
 }
 
-func entryOf(o seal.Assign, slot, uidBase int, now time.Time) journal.Entry {
+func entryOf(o seal.Assign, uid int, now time.Time) journal.Entry {
 	r := o.Verdict.Request
-	e := journal.Entry{
+	return journal.Entry{
 		Assignment: o.Order.Assignment, Verdict: o.Digest, Expires: o.Verdict.Expires,
-		Template: r.TemplateDigest, Guest: r.GuestDigest, Resources: r.Resources, AssignedAt: now.UTC().Round(0),
+		Template: r.TemplateDigest, Guest: r.GuestDigest, Resources: r.Resources, AssignedAt: now.UTC().Round(0), UID: uid,
 	}
-	if uidBase > 0 {
-		e.UID = uidBase + slot
-	}
-	return e
 }

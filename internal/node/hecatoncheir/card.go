@@ -39,10 +39,10 @@ func (l *life) detachCard(ctx context.Context) error {
 
 // uid is the user that the VMM runs as, 0 for the driver's default.
 func (l *life) uid() int {
-	if l.a.cfg.UIDBase <= 0 {
+	if l.a.cfg.UIDs.Count <= 0 {
 		return 0
 	}
-	return l.a.cfg.UIDBase + l.slot
+	return l.a.cfg.UIDs.First + l.slot
 }
 
 // guestNetwork is what the guest is told of its card; nil without one.

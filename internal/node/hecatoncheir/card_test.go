@@ -105,7 +105,7 @@ func (g spied) Setup(ctx context.Context, s guestwire.Setup) error {
 // guest the address, its record the traffic; one without gets none.
 func TestCards(t *testing.T) {
 	var saw seen
-	w := newWorld(t, options{config: func(c *Config) { c.UIDBase = 5000 }})
+	w := newWorld(t, options{config: func(c *Config) { c.UIDs = UIDRange{First: 5001, Count: 10} }})
 	dial := w.a.cfg.Connect
 	w.a.cfg.Connect = func(ctx context.Context, vm tartarus.VM) (Guest, error) {
 		g, err := dial(ctx, vm)

@@ -30,6 +30,7 @@ import (
 	"regexp"
 
 	"github.com/tartarus-vm/tartarus/internal/fault"
+	"github.com/tartarus-vm/tartarus/internal/node/hostlock"
 )
 
 // Config is where sandboxes' cards are. The zero value is usable by root.
@@ -57,7 +58,7 @@ type Config struct {
 const (
 	DefaultBridge  = "tartarus0"
 	DefaultGateway = "172.16.0.1/16"
-	DefaultLock    = "/run/tartarus/network.lock"
+	DefaultLock    = hostlock.Dir + "/network.lock"
 )
 
 // bridgeName leaves room for the longest port's name behind it.
