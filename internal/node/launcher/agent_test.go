@@ -201,7 +201,7 @@ func (j job) start(ctx context.Context, dir string, attempts []string) (*vm, err
 	// So that a filter is not what stops what other layers are to stop.
 	s.Syscalls = []string{"kill", "mkdir", "mkdirat", "unlinkat", "sendto"}
 	if m := j.More; m != nil {
-		s.ReadOnly, s.Devices, s.Cgroup, s.Files = append(s.ReadOnly, m.ReadOnly...), m.Devices, m.Cgroup, append(s.Files, m.Files...)
+		s.ReadOnly, s.Devices, s.Cgroup, s.Network, s.Files = append(s.ReadOnly, m.ReadOnly...), m.Devices, m.Cgroup, m.Network, append(s.Files, m.Files...)
 		if m.Lifeline != nil {
 			s.Lifeline = m.Lifeline
 		}

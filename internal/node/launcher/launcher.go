@@ -113,6 +113,11 @@ type Spec struct {
 	// Lifeline is nil, or the VMM ends when its other end closes.
 	Lifeline *os.File
 
+	// Network is nil, and the VMM is born in an empty network namespace; or
+	// the namespace it is born in, which lives at least as long as it. Only
+	// root can say so.
+	Network *os.File
+
 	// Cgroup is nil, or both stages and the VMM are born in it. It stays the
 	// caller's, who removes it after the end. The outer stage takes some 4 MiB
 	// of it and ten threads, for which its limits leave room.
@@ -172,6 +177,9 @@ func (s *Spec) Validate() error {
 		}
 	}
 	if err := s.Jail.validate(); err != nil {
+		return err
+	}
+	if err := validNetwork(s.Network); err != nil {
 		return err
 	}
 	if len(s.Files)+len(s.Hold) > maxFiles {

@@ -1,6 +1,7 @@
 package launcher
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -8,6 +9,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/tartarus-vm/tartarus/internal/fault"
 )
 
 // attempt is one way to be born in namespaces.
@@ -21,15 +24,57 @@ const nsFlags = unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix
 
 var nsLayers = []string{LayerPIDNS, LayerNetNS, LayerIPCNS, LayerUTSNS, LayerMountNS}
 
-// attempts are the ways to try in order; the last always works.
-func attempts() []attempt {
+// attempts are the ways to try in order; the last always works. With network
+// the network namespace has been entered before.
+func attempts(network bool) []attempt {
 	best := attempt{flags: nsFlags, on: nsLayers}
+	if network {
+		isNet := func(layer string) bool { return layer == LayerNetNS }
+		best = attempt{flags: nsFlags &^ unix.CLONE_NEWNET, on: slices.DeleteFunc(slices.Clone(nsLayers), isNet)}
+	}
 	if os.Geteuid() != 0 {
 		best.user = true
 		best.flags |= unix.CLONE_NEWUSER
 		best.on = append([]string{LayerUserNS}, nsLayers...)
 	}
 	return []attempt{best, {}}
+}
+
+// validNetwork refuses what is no network namespace, and our own.
+func validNetwork(f *os.File) error {
+	if f == nil {
+		return nil
+	}
+	if os.Geteuid() != 0 {
+		return fault.New(fault.Unsupported, "only root can have a VMM born in a network namespace").WithHint("run the agent as root")
+	}
+	// Only a namespace's file answers this.
+	kind, err := namespaceType(f)
+	if err != nil || kind != unix.CLONE_NEWNET {
+		return fault.Invalid("network", "open a file such as /proc/self/ns/net", "%s is no network namespace", f.Name())
+	}
+	theirs, err := f.Stat()
+	if err != nil {
+		return fmt.Errorf("looking at the network namespace: %w", err)
+	}
+	ours, err := os.Stat("/proc/thread-self/ns/net")
+	if err != nil {
+		return fmt.Errorf("looking at the network namespace: %w", err)
+	}
+	if os.SameFile(theirs, ours) {
+		return fault.Invalid("network", "make one for the VMM", "the network namespace is the agent's own")
+	}
+	return nil
+}
+
+// namespaceType is the CLONE_NEW… that a namespace is of.
+func namespaceType(f *os.File) (kind int, err error) {
+	rc, err := f.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	cerr := rc.Control(func(fd uintptr) { kind, err = unix.IoctlRetInt(int(fd), unix.NS_GET_NSTYPE) })
+	return kind, errors.Join(cerr, err)
 }
 
 // privateRoot replaces the root of this mount namespace by a read-only one in

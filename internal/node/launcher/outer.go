@@ -20,6 +20,7 @@ import (
 type outer struct {
 	plan     *plan
 	lifeline int // -1 for none
+	network  int // -1 for none
 	files    []int
 	self     Identity
 	stderr   *os.File // read end of the VMM's 1 and 2
@@ -35,7 +36,7 @@ func outerMain() int {
 	signal.Ignore(unix.SIGHUP)
 	term := make(chan os.Signal, 1)
 	signal.Notify(term, unix.SIGTERM, unix.SIGINT)
-	o := &outer{lifeline: -1}
+	o := &outer{lifeline: -1, network: -1}
 	if err := o.begin(); err != nil {
 		if !errors.Is(err, errNoWord) {
 			_ = sendReport(fdReport, report{Err: err.Error()})
@@ -68,6 +69,10 @@ func (o *outer) begin() error {
 	next := fdRest
 	if o.plan.Lifeline {
 		o.lifeline = next
+		next++
+	}
+	if o.plan.Network {
+		o.network = next
 		next++
 	}
 	for range o.plan.Cgroups {
@@ -123,8 +128,11 @@ func (o *outer) birth() error {
 	gateR := fds[0]
 	o.gate = fds[1]
 
+	if err := o.enterNetwork(); err != nil {
+		return err
+	}
 	var err error
-	for _, a := range attempts() {
+	for _, a := range attempts(o.plan.Network) {
 		o.plan.OwnNS = a.flags != 0
 		o.vmm, err = o.fork(a, stderrW, gateR)
 		if err == nil {
@@ -157,6 +165,19 @@ func (o *outer) birth() error {
 	}
 	debug.FreeOSMemory()
 	return nil
+}
+
+// enterNetwork takes the thread that forks into the VMM's network namespace,
+// for good: it lives as long as this stage.
+func (o *outer) enterNetwork() error {
+	if o.network < 0 {
+		return nil
+	}
+	if err := unix.Setns(o.network, unix.CLONE_NEWNET); err != nil {
+		return fmt.Errorf("entering the network namespace: %w", err)
+	}
+	o.plan.On = append(o.plan.On, LayerNetNS)
+	return unix.Close(o.network)
 }
 
 // fork makes the inner stage in new namespaces. What it is to know of them

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -188,6 +189,72 @@ func TestBornInItsCgroup(t *testing.T) {
 		t.Fatal(err)
 	}
 	done(t, v.p)
+}
+
+// otherNetwork is a network namespace of the test's own, held open.
+func otherNetwork(t *testing.T) *os.File {
+	t.Helper()
+	var f *os.File
+	made := make(chan error)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with its goroutine
+		err := unix.Unshare(unix.CLONE_NEWNET)
+		if err == nil {
+			f, err = os.Open("/proc/thread-self/ns/net")
+		}
+		made <- err
+	}()
+	if err := <-made; err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = f.Close() })
+	return f
+}
+
+func TestBornInItsNetwork(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("namespaces are entered by root")
+	}
+	network := otherNetwork(t)
+	v := waiting(t, Spec{Network: network})
+	want, err := network.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	in, err := os.Stat(fmt.Sprintf("/proc/%d/ns/net", v.p.VMM().Pid))
+	if err != nil || !os.SameFile(in, want) {
+		t.Errorf("the VMM is in %v and not in %v: %v", in, want, err)
+	}
+	for _, layer := range nsLayers {
+		if !slices.Contains(v.p.Isolation().Confinement, layer) {
+			t.Errorf("%s is not on: %+v", layer, v.p.Isolation())
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if err := v.p.Kill(ctx); err != nil {
+		t.Fatal(err)
+	}
+	done(t, v.p)
+}
+
+// What is no network namespace, or our own, is refused before anything starts.
+func TestNetworkRefused(t *testing.T) {
+	for name, path := range map[string]string{"a plain file": "/proc/self/status", "another kind": "/proc/self/ns/uts", "our own": "/proc/self/ns/net"} {
+		f, err := os.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = Start(t.Context(), Spec{Dir: folder(t, os.Geteuid()), Argv: []string{programs.probe}, Network: f, UID: me(), GID: me()})
+		want := fault.InvalidArgument
+		if os.Geteuid() != 0 {
+			want = fault.Unsupported
+		}
+		if !fault.Is(err, want) {
+			t.Errorf("%s: %v", name, err)
+		}
+		_ = f.Close()
+	}
 }
 
 // The caller's files keep their mode: a listener of its own may share it.

@@ -103,7 +103,7 @@ func fork(s *Spec) (*birth, error) {
 	pl := &plan{
 		Argv: s.Argv, Env: s.Env, Dir: s.Dir, ReadOnly: s.ReadOnly, Devices: s.Devices, Syscalls: s.Syscalls,
 		Writable: s.Writable, Sockets: s.Sockets, Jail: s.Jail, Hold: len(s.Hold),
-		UID: s.UID, GID: s.GID, Limits: s.Limits, Require: s.Require, Files: len(s.Files), Lifeline: s.Lifeline != nil,
+		UID: s.UID, GID: s.GID, Limits: s.Limits, Require: s.Require, Files: len(s.Files), Lifeline: s.Lifeline != nil, Network: s.Network != nil,
 	}
 	reportW, goR, err := b.pipes()
 	if err != nil {
@@ -127,8 +127,10 @@ func (b *birth) exec(s *Spec, pl *plan, d *descriptors) (int, error) {
 	defer null.Close()
 	sys := &syscall.SysProcAttr{Setsid: true, PidFD: &b.pidfd}
 	var files []*os.File
-	if s.Lifeline != nil {
-		files = append(files, s.Lifeline)
+	for _, f := range []*os.File{s.Lifeline, s.Network} {
+		if f != nil {
+			files = append(files, f)
+		}
 	}
 	group, err := joinCgroup(s, sys, pl)
 	defer func() {

@@ -27,6 +27,7 @@ type plan struct {
 	Files    int  // how many follow
 	Hold     int  // how many more follow, for the outer stage itself
 	Lifeline bool // a descriptor follows
+	Network  bool // a descriptor follows
 	Cgroups  int  // how many cgroup.procs files follow
 
 	// The outer stage fills these in for the inner one.
@@ -35,8 +36,8 @@ type plan struct {
 	OwnNS   bool        // the inner stage was born in new namespaces
 }
 
-// The outer stage's descriptors: these, then the lifeline, the cgroup.procs
-// files, the VMM's files and those to hold.
+// The outer stage's descriptors: these, then the lifeline, the network
+// namespace, the cgroup.procs files, the VMM's files and those to hold.
 const (
 	fdPlan = 3 + iota
 	fdReport

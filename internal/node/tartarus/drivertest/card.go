@@ -42,6 +42,9 @@ func card(t *testing.T, k *kit) {
 		t.Log("an ordinary user makes no network devices")
 		return
 	}
+	if i.CardByName {
+		s.UID, s.GID = cardUser, cardUser // who may open the device must be known
+	}
 	nic, wire := plug(t, i.CardByName, s.UID)
 	s.NIC = nic
 	k.setup.Network = &guestwire.Network{MAC: [6]byte(mac), Address: address, Bits: 24, Gateway: host}
@@ -80,6 +83,9 @@ func readSoon(t *testing.T, wire *os.File, frame []byte) int {
 	}
 	return n
 }
+
+// cardUser is nobody's on the host.
+const cardUser = 54_320
 
 // device is the name of the card's host side.
 const device = "tap0"

@@ -184,6 +184,8 @@ func (d *Driver) Info() tartarus.Info {
 		Accelerator: accelerator,
 		Isolation:   d.isolation,
 		CanPause:    true,
+		CanNetwork:  d.jailer != "", // only root has namespaces with devices to give
+		CardByName:  true,
 		MaxVCPUs:    maxVCPUs,
 	}
 }

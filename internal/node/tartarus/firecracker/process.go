@@ -35,6 +35,9 @@ func (d *Driver) launch(ctx context.Context, b boot, scratch *os.File, group *cg
 		Cgroup:   group,
 		Limits:   launcher.Limits{OpenFiles: openFiles},
 	}
+	if n := b.spec.NIC; n != nil {
+		s.Network = n.Namespace
+	}
 	if scratch != nil {
 		s.Hold = []*os.File{scratch}
 	}

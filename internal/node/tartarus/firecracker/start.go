@@ -158,6 +158,12 @@ func (v *vm) configure(ctx context.Context) error {
 			// It ends with the VM: the guest's flushes need not reach the disk.
 			return v.api.PutDrive(ctx, fcapi.Drive{ID: "scratch", Path: p.scratch, Cache: fcapi.CacheUnsafe, Engine: fcapi.EngineSync})
 		}},
+		{"adding the network card", func() error {
+			if s.NIC == nil {
+				return nil
+			}
+			return v.api.PutNetworkInterface(ctx, fcapi.NetworkInterface{ID: "card", Device: s.NIC.Device, MAC: s.NIC.MAC.String()})
+		}},
 		{"adding entropy", func() error { return v.api.PutEntropy(ctx) }},
 		{"adding the channel", func() error {
 			return v.api.PutVsock(ctx, fcapi.Vsock{CID: fcapi.GuestCID, Path: vsockSocket})

@@ -80,6 +80,8 @@ var calls = map[string]struct {
 	"PutBootSource":    {"PUT /boot-source", each((*Client).PutBootSource, BootSource{"/k", "/i", "quiet"}, BootSource{Kernel: "/k"})},
 	"PutDrive": {"PUT /drives/{drive_id}", each((*Client).PutDrive,
 		Drive{"root", "/r", true, true, CacheWriteback, EngineSync}, Drive{ID: "root", Path: "/r", Cache: CacheUnsafe}, Drive{ID: "root", Path: "/r"})},
+	"PutNetworkInterface": {"PUT /network-interfaces/{iface_id}", each((*Client).PutNetworkInterface,
+		NetworkInterface{"card", "tap0", "02:74:ac:10:00:02"}, NetworkInterface{ID: "card", Device: "tap0"})},
 	"PutEntropy":   {"PUT /entropy", []func(context.Context, *Client) error{ask((*Client).PutEntropy)}},
 	"PutVsock":     {"PUT /vsock", each((*Client).PutVsock, Vsock{GuestCID, "v"})},
 	"PutMetrics":   {"PUT /metrics", each((*Client).PutMetrics, Metrics{"m"})},
@@ -166,11 +168,13 @@ func recorder(t *testing.T, f *facts) (*Client, *[]string) {
 	var seen []string
 	c := serve(t, func(w http.ResponseWriter, r *http.Request) {
 		path := r.URL.Path
-		if id, ok := strings.CutPrefix(path, "/drives/"); ok {
-			if id != "root" {
-				t.Errorf("drive %q", id)
+		for thing, id := range map[string][2]string{"/drives/": {"root", "{drive_id}"}, "/network-interfaces/": {"card", "{iface_id}"}} {
+			if is, ok := strings.CutPrefix(path, thing); ok {
+				if is != id[0] {
+					t.Errorf("%s%q", thing, is)
+				}
+				path = thing + id[1]
 			}
-			path = "/drives/{drive_id}"
 		}
 		name := r.Method + " " + path
 		seen = append(seen, name)

@@ -99,7 +99,7 @@ func (c *Client) do(ctx context.Context, e endpoint, id string, in, out any) err
 		}
 		body = bytes.NewReader(b)
 	}
-	path := strings.Replace(e.path, "{drive_id}", id, 1)
+	path := e.to(id)
 	req, err := http.NewRequestWithContext(ctx, e.method, "http://localhost"+path, body)
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)

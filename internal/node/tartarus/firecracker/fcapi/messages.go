@@ -17,6 +17,15 @@ type endpoint struct {
 	status int // of success
 }
 
+// to is the path for the thing of that ID, of those that have one.
+func (e endpoint) to(id string) string {
+	before, _, has := strings.Cut(e.path, "{")
+	if !has {
+		return e.path
+	}
+	return before + id
+}
+
 // The calls, every one of which the conformance test knows.
 var (
 	getVersion       = endpoint{http.MethodGet, "/version", Version{}, http.StatusOK}
@@ -24,6 +33,7 @@ var (
 	putBootSource    = endpoint{http.MethodPut, "/boot-source", Version{}, http.StatusNoContent}
 	putDrive         = endpoint{http.MethodPut, "/drives/{drive_id}", Version{}, http.StatusNoContent}
 	putEntropy       = endpoint{http.MethodPut, "/entropy", Version{}, http.StatusNoContent}
+	putNetwork       = endpoint{http.MethodPut, "/network-interfaces/{iface_id}", Version{}, http.StatusNoContent}
 	putVsock         = endpoint{http.MethodPut, "/vsock", Version{}, http.StatusNoContent}
 	putMetrics       = endpoint{http.MethodPut, "/metrics", Version{}, http.StatusNoContent}
 	putSerial        = endpoint{http.MethodPut, "/serial", Version{1, 16, 1}, http.StatusNoContent}
@@ -72,6 +82,13 @@ type DiskEngine string
 
 // EngineSync needs no io_uring.
 const EngineSync DiskEngine = "Sync"
+
+// NetworkInterface is a network card.
+type NetworkInterface struct {
+	ID     string `json:"iface_id"`
+	Device string `json:"host_dev_name"` // the TAP's name
+	MAC    string `json:"guest_mac,omitempty"`
+}
 
 // Entropy is the guest's source of random numbers.
 type Entropy struct{}
@@ -145,6 +162,11 @@ func (c *Client) PutBootSource(ctx context.Context, b BootSource) error {
 // PutDrive adds a block device.
 func (c *Client) PutDrive(ctx context.Context, d Drive) error {
 	return c.do(ctx, putDrive, d.ID, d, nil)
+}
+
+// PutNetworkInterface adds a network card.
+func (c *Client) PutNetworkInterface(ctx context.Context, n NetworkInterface) error {
+	return c.do(ctx, putNetwork, n.ID, n, nil)
 }
 
 // PutEntropy adds a source of random numbers.

@@ -92,6 +92,7 @@ func jailer(what, number string) {
 		for _, step := range []func() error{
 			func() error { return os.Chmod(filepath.Join(root, "firecracker"), 0o755) },
 			func() error { return os.Chown(root, uid, gid) },
+			func() error { return makeTUN(filepath.Join(root, tun), uid, gid) },
 			func() error { return unix.Chroot(root) },
 			func() error { return os.Chdir("/") },
 			func() error { return unix.Setgroups(nil) },
@@ -118,6 +119,7 @@ type vmm struct {
 	paused  bool
 	guest   *guesttest.Guest // nil until it was started
 	paths   map[string]string
+	card    *card // nil without one
 }
 
 func run(what, number string) error {
@@ -231,6 +233,8 @@ func (m *vmm) obey(call string, body map[string]any) error {
 			return err
 		}
 		go m.serve(l)
+	case "PUT /network-interfaces/card":
+		return m.plug(text("host_dev_name"), text("guest_mac"))
 	case "PUT /metrics":
 		m.paths["metrics"] = text("metrics_path")
 	case "PUT /actions":
@@ -269,7 +273,7 @@ func (m *vmm) act(what string) error {
 	switch what {
 	case "InstanceStart":
 		m.mu.Lock()
-		m.guest = guesttest.New(guesttest.Config{Run: command})
+		m.guest = guesttest.New(guesttest.Config{Run: command, Setup: m.setup})
 		m.mu.Unlock()
 		go func() {
 			<-m.guest.Done()
