@@ -19,7 +19,7 @@ import (
 var modules = []string{
 	"virtio_pci", "virtio_blk", "virtio_console", "virtio_rng",
 	"kvm_amd", "tun", "bridge", "veth", "loop", "overlay",
-	"nf_tables", "nft_chain_nat", "nft_ct", "nft_nat", "nft_masq", "nft_reject_inet", "nft_limit", "nf_conntrack_netlink",
+	"nf_tables", "nft_chain_nat", "nft_ct", "nft_nat", "nft_masq", "nft_meta_bridge", "nft_fib_ipv4", "nft_reject_ipv4", "nft_limit", "nf_conntrack_netlink",
 }
 
 // kernel is what the lab boots: files in the cache.
