@@ -8,7 +8,7 @@ GUEST   := internal/assembly/guest/tartarus-guest
 LINT    := .cache/bin/golangci-lint
 BUF     := $(GO) tool -modfile=tools/go.mod buf
 
-.PHONY: help run build guest test test-go lab firecracker-test fuzz lint generate bench deps deps-test clean
+.PHONY: help run build guest test test-go lab lab-full firecracker-test fuzz lint generate bench deps deps-test clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ test-go: guest ## the Go tests alone, with the race detector
 
 lab: deps-test build firecracker-test ## tests that need KVM or cgroup v2, in a VM that has both (docs/lab.md)
 	@$(GO) run ./test/lab suite $(CHECKS)
+
+lab-full: deps-test build firecracker-test ## and the rest of them
+	@$(GO) run ./test/lab -full suite
 
 firecracker-test: deps-test ## fetch Firecracker and its jailer for the lab's tests, and for nothing else
 	@scripts/firecracker-test.sh

@@ -45,7 +45,8 @@ type settings struct {
 	limit    time.Duration
 	verbose  bool
 	suite    bool
-	names    []string   // of the suite; none are all
+	names    []string // of the suite; none are the short one, or all
+	full     bool
 	commands [][]string // without suite
 }
 
@@ -96,6 +97,7 @@ func parse(args []string, usage io.Writer) (settings, error) {
 	f.IntVar(&s.opts.memoryMiB, "memory", 4096, "memory of the lab, in MiB")
 	f.IntVar(&s.opts.diskMiB, "disk", 4096, "disk of the lab, in MiB")
 	f.DurationVar(&s.limit, "time", 10*time.Minute, "then all ends")
+	f.BoolVar(&s.full, "full", false, "of a suite without names, all checks")
 	f.BoolVar(&s.verbose, "v", false, "show the console of the lab, and what tests print")
 	f.Func("add", "`FILE:PATH`: a file or folder appears at PATH in the lab (repeatable)", func(v string) error {
 		a, err := parseAddition(v)

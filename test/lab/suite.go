@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -25,6 +26,7 @@ type check struct {
 
 	limit time.Duration
 	must  []string // tests that may not skip or be missing
+	full  bool     // not part of the short suite, which every test run has
 }
 
 // checks are the suite, in its order: the cheap ones first. Each
@@ -35,27 +37,37 @@ var checks = []check{
 		must: []string{"TestMemoryLimitKills", "TestCPULimitSlows", "TestPidsLimitRefusesForks", "TestRemoveEndsWhatLingers", "TestOrdinaryUserGetsReasons"},
 	},
 	{
-		name: "launcher", pkg: "internal/node/launcher", limit: 3 * time.Minute, env: []string{"LAUNCHER_TEST_PROBE=" + inLab + "probe"},
+		name: "launcher", full: true, pkg: "internal/node/launcher", limit: 3 * time.Minute, env: []string{"LAUNCHER_TEST_PROBE=" + inLab + "probe"},
 		must: []string{"TestEscapedGuestFindsNothing", "TestDeadlyCallsEndTheVMM", "TestVMMIsWhatTheLayersSay", "TestRequired"},
 	},
 	{name: "doctor", limit: 2 * time.Minute, argv: shell(`judged --firecracker ` + firecracker + ` --insecure-test-vmm
 		cat /root/doctor; grep -q '^driver  *ok  *firecracker .*, kvm: a guest booted' /root/doctor`)},
 	{
-		name: "qemu", limit: 2 * time.Minute,
+		name: "qemu", full: true, limit: 2 * time.Minute,
 		argv: shell(`judged --driver qemu
 			tartarus run --local --driver qemu --timings -- sh -c 'echo out; uname -r; exit 3' >/root/out 2>/root/err; status=$?
 			cat /root/out /root/err; [ $status = 3 ] && grep -qx out /root/out && grep -q 'qemu .* kvm' /root/err`),
 	},
 	{
-		name: "firecracker", pkg: "internal/node/tartarus/firecracker", argv: []string{"-test.run=^TestLab"}, limit: 4 * time.Minute,
-		must: []string{"TestLabDriver"},
+		name: "firecracker", pkg: "internal/node/tartarus/firecracker", argv: []string{"-test.run=^TestLab(Driver|Confined|Metrics)$"}, limit: 4 * time.Minute,
+		must: []string{"TestLabDriver", "TestLabConfined", "TestLabMetrics"},
 	},
 	{
-		name: "road", pkg: "test/e2e", argv: []string{"-test.run=^(TestLab|TestNetwork$)"}, limit: 4 * time.Minute,
-		env:  []string{"TARTARUS_E2E_FIRECRACKER=" + firecracker, "TARTARUS_E2E_STATE=" + guestFolder},
-		must: []string{"TestLabRoad", "TestLabNothingIsLeft", "TestNetwork"},
+		name: "user", full: true, pkg: "internal/node/tartarus/firecracker", argv: []string{"-test.run=^TestLabUser$"}, limit: 4 * time.Minute,
+		must: []string{"TestLabUser"},
+	},
+	{
+		name: "road", pkg: "test/e2e", argv: []string{"-test.run=^TestLab"}, limit: 5 * time.Minute, env: onFirecracker,
+		must: []string{"TestLabRoad", "TestLabNothingIsLeft"},
+	},
+	{
+		name: "network", full: true, pkg: "test/e2e", argv: []string{"-test.run=^TestNetwork$"}, limit: 5 * time.Minute, env: onFirecracker,
+		must: []string{"TestNetwork"},
 	},
 }
+
+// onFirecracker has the tests of the whole road run their VMs in it.
+var onFirecracker = []string{"TARTARUS_E2E_FIRECRACKER=" + firecracker, "TARTARUS_E2E_STATE=" + guestFolder}
 
 // Where things are in the lab.
 const (
@@ -86,7 +98,7 @@ var firmware = []string{"qboot.rom", "bios-microvm.bin", "pvh.bin", "linuxboot_d
 // runSuite runs the checks with these names, or all, in one lab. The status is
 // 1 when one failed.
 func runSuite(ctx context.Context, s settings, stdout io.Writer) (int, error) {
-	chosen, err := choose(s.names)
+	chosen, err := choose(s.names, s.full)
 	if err != nil {
 		return 0, err
 	}
@@ -135,10 +147,11 @@ func runSuite(ctx context.Context, s settings, stdout io.Writer) (int, error) {
 	return 0, nil
 }
 
-// choose finds the checks by their names.
-func choose(names []string) ([]check, error) {
+// choose finds the checks by their names; without names those of the short
+// suite, or all.
+func choose(names []string, full bool) ([]check, error) {
 	if len(names) == 0 {
-		return checks, nil
+		return slices.DeleteFunc(slices.Clone(checks), func(c check) bool { return c.full && !full }), nil
 	}
 	var all []string
 	for _, c := range checks {
@@ -155,12 +168,15 @@ func choose(names []string) ([]check, error) {
 	return out, nil
 }
 
+// binary is the name of the program that the package's tests are.
+func (c check) binary() string { return path.Base(c.pkg) + ".test" }
+
 // order is what the lab is told to run.
 func (c check) order() labwire.Order {
 	o := labwire.Order{Argv: c.argv, Env: append([]string{"TARTARUS_STATE=" + guestFolder}, c.env...), Limit: c.limit}
 	if c.pkg != "" {
 		const early = 10 * time.Second // so that Go tells where it hangs
-		o.Argv = append([]string{inLab + c.name + ".test", "-test.v=test2json", "-test.timeout=" + (c.limit - early).String()}, c.argv...)
+		o.Argv = append([]string{inLab + c.binary(), "-test.v=test2json", "-test.timeout=" + (c.limit - early).String()}, c.argv...)
 		o.Env = c.env
 	}
 	return o
@@ -239,17 +255,23 @@ func equip(ctx context.Context, o *options, chosen []check, tmp string) (broken 
 		}
 	}
 	broken = map[string]error{}
+	built := map[string]error{}
 	for _, c := range chosen {
 		if c.pkg == "" {
 			continue
 		}
-		o.say("building the tests of %s", c.pkg)
-		binary := filepath.Join(tmp, c.name+".test")
-		if err := goTool(ctx, "test", "-c", "-o", binary, "./"+c.pkg); err != nil {
-			broken[c.name] = err
-			continue
+		err, done := built[c.pkg]
+		if !done {
+			o.say("building the tests of %s", c.pkg)
+			binary := filepath.Join(tmp, c.binary())
+			if err = goTool(ctx, "test", "-c", "-o", binary, "./"+c.pkg); err == nil {
+				o.adds = append(o.adds, addition{binary, inLab + c.binary()})
+			}
+			built[c.pkg] = err
 		}
-		o.adds = append(o.adds, addition{binary, inLab + filepath.Base(binary)})
+		if err != nil {
+			broken[c.name] = err
+		}
 	}
 	probe := filepath.Join(tmp, "probe")
 	if err := goTool(ctx, "build", "-o", probe, "./internal/node/launcher/testdata/probe"); err != nil {
