@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/tartarus-vm/tartarus/internal/fault"
+	"github.com/tartarus-vm/tartarus/internal/metrics"
 	"github.com/tartarus-vm/tartarus/internal/sandbox"
 )
 
@@ -16,8 +17,9 @@ const made = "Made from the code's own table by `go test ./internal/archtest -ru
 // TestTables holds the pages that repeat tables of the code to those tables.
 func TestTables(t *testing.T) {
 	for file, want := range map[string]string{
-		"states.md": statesPage(),
-		"errors.md": errorsPage(),
+		"states.md":  statesPage(),
+		"errors.md":  errorsPage(),
+		"metrics.md": "# Metrics\n\n" + made + metrics.Page(),
 	} {
 		file = filepath.Join(root(t), "docs", file)
 		if os.Getenv("UPDATE") != "" {

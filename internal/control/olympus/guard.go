@@ -67,8 +67,7 @@ func (s *Server) leave(ctx context.Context, m *method, began time.Time, err erro
 	if err != nil {
 		code = shown(err).Kind.String()
 	}
-	s.metrics.requests.WithLabelValues(m.name, code).Inc()
-	s.metrics.seconds.WithLabelValues(m.name).Observe(time.Since(began).Seconds())
+	s.meters.answered(m.name, code, began)
 	c := callOf(ctx)
 	level := slog.LevelDebug
 	if code == "internal" {

@@ -1,43 +1,58 @@
 package olympus
 
 import (
-	"fmt"
+	"errors"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/tartarus-vm/tartarus/internal/metrics"
 )
 
-// metrics are the server's own. No label holds a tenant or a sandbox.
-type metrics struct {
-	requests   *prometheus.CounterVec
-	seconds    *prometheus.HistogramVec
-	streams    prometheus.Gauge
-	admissions *prometheus.CounterVec
-	refusals   *prometheus.CounterVec
+// meters are the server's own metrics.
+type meters struct {
+	requests   *metrics.Counter
+	seconds    *metrics.Histogram
+	streams    *metrics.Gauge
+	admissions *metrics.Counter
+	refusals   *metrics.Counter
 }
 
-func newMetrics(reg prometheus.Registerer) (*metrics, error) {
-	m := &metrics{
-		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "tartarus_api_requests_total", Help: "Requests, by method and error code (ok without one).",
-		}, []string{"method", "code"}),
-		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "tartarus_api_request_seconds", Help: "How long requests took; streams and waits for as long as they were open.",
-			Buckets: prometheus.ExponentialBuckets(0.001, 4, 8),
-		}, []string{"method"}),
-		streams: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "tartarus_api_streams", Help: "Open streams and waits.",
-		}),
-		admissions: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "tartarus_admissions_total", Help: "Requests to run, by outcome: admitted, repeated, or the error code.",
-		}, []string{"outcome"}),
-		refusals: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "tartarus_refusals_total", Help: "Reasons of refusals, by judge and the policy's name for the rule.",
-		}, []string{"judge", "rule"}),
-	}
-	for _, c := range []prometheus.Collector{m.requests, m.seconds, m.streams, m.admissions, m.refusals} {
-		if err := reg.Register(c); err != nil {
-			return nil, fmt.Errorf("registering metrics: %w", err)
+func newMeters(reg prometheus.Registerer) (*meters, error) {
+	var m meters
+	var errs [5]error
+	m.requests, errs[0] = metrics.NewCounter(reg, metrics.APIRequests)
+	m.seconds, errs[1] = metrics.NewHistogram(reg, metrics.APIRequestSeconds)
+	m.streams, errs[2] = metrics.NewGauge(reg, metrics.APIStreams)
+	m.admissions, errs[3] = metrics.NewCounter(reg, metrics.Admissions)
+	m.refusals, errs[4] = metrics.NewCounter(reg, metrics.Refusals)
+	return &m, errors.Join(errs[:]...)
+}
+
+// answered counts a request that is over.
+func (m *meters) answered(method, code string, began time.Time) {
+	m.requests.Inc(method, code)
+	m.seconds.Since(began, method)
+}
+
+// admitted counts what became of a request to run.
+func (m *meters) admitted(created bool, err error) {
+	if err == nil {
+		outcome := metrics.OutcomeAdmitted
+		if !created {
+			outcome = metrics.OutcomeRepeated
 		}
+		m.admissions.Inc(outcome)
+		return
 	}
-	return m, nil
+	kind := shown(err).Kind.String()
+	m.admissions.Inc(kind)
+	var r refusal
+	if !errors.As(err, &r) {
+		m.refusals.Inc(kind, metrics.RuleNone)
+		return
+	}
+	for _, reason := range r.reasons {
+		m.refusals.Inc(kind, reason.Rule)
+	}
 }

@@ -167,7 +167,7 @@ func TestRefusals(t *testing.T) {
 	metrics := w.ask(ask{path: "/metrics", token: acme}).body
 	for _, want := range []string{
 		`tartarus_admissions_total{outcome="policy_denied"}`, `tartarus_admissions_total{outcome="admitted"} 2`,
-		`tartarus_refusals_total{judge="rhadamanthus",rule="no-root"} 1`, `tartarus_api_requests_total{code="quota_exceeded",method="Run"}`,
+		`tartarus_refusals_total{kind="policy_denied",rule="no-root"} 1`, `tartarus_api_requests_total{code="quota_exceeded",method="Run"}`,
 	} {
 		if !strings.Contains(metrics, want) {
 			t.Errorf("no %s in the metrics", want)

@@ -47,20 +47,7 @@ func (x *sandboxes) Run(ctx context.Context, req *apiv1.RunRequest) (*apiv1.Sand
 // run admits a request and counts what became of it.
 func (s *Server) run(ctx context.Context, decode func() (*apiv1.RunRequest, error)) (sandbox.Record, error) {
 	rec, created, err := s.admit(ctx, decode)
-	outcome := "admitted"
-	switch {
-	case err != nil:
-		outcome = shown(err).Kind.String()
-		var r refusal
-		if errors.As(err, &r) {
-			for _, reason := range r.reasons {
-				s.metrics.refusals.WithLabelValues(reason.Judge, reason.Rule).Inc()
-			}
-		}
-	case !created:
-		outcome = "repeated"
-	}
-	s.metrics.admissions.WithLabelValues(outcome).Inc()
+	s.meters.admitted(created, err)
 	return rec, err
 }
 
@@ -285,8 +272,8 @@ func (s *Server) held(ctx context.Context, f func(ctx context.Context) error) er
 		return err
 	}
 	defer release()
-	s.metrics.streams.Inc()
-	defer s.metrics.streams.Dec()
+	s.meters.streams.Add(1)
+	defer s.meters.streams.Add(-1)
 	ctx, cancel := s.whileUp(ctx)
 	defer cancel()
 	err = f(ctx)

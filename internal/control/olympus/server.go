@@ -26,7 +26,7 @@ import (
 type Server struct {
 	cfg     Config
 	log     *slog.Logger
-	metrics *metrics
+	meters  *meters
 	slots   *slots
 	openapi []byte
 
@@ -58,7 +58,7 @@ func New(cfg Config) (*Server, error) {
 		documentM:  &method{name: "OpenAPI", scope: apiv1.Scope_SCOPE_READ},
 	}
 	var err error
-	if s.metrics, err = newMetrics(cfg.Metrics); err != nil {
+	if s.meters, err = newMeters(cfg.Metrics); err != nil {
 		return nil, err
 	}
 	if s.openapi, err = apiv1.OpenAPI(); err != nil {

@@ -268,9 +268,15 @@ func (a *Agent) use() hermes.Use {
 		l.mu.Lock()
 		u.Sandboxes++
 		u.MemoryBytes += l.last.MemoryBytes
+		u.LargestBytes = max(u.LargestBytes, l.last.MemoryBytes)
 		l.mu.Unlock()
 	}
 	return u
+}
+
+// loggerOf logs what concerns one sandbox.
+func (a *Agent) loggerOf(as sandbox.Assignment) *slog.Logger {
+	return a.cfg.Logger.With("sandbox", as.Sandbox, "attempt", as.Attempt)
 }
 
 func (a *Agent) get(id sandbox.ID) (*life, error) {

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -15,6 +16,7 @@ import (
 
 	nodev1 "github.com/tartarus-vm/tartarus/api/node/v1"
 	"github.com/tartarus-vm/tartarus/internal/fault"
+	"github.com/tartarus-vm/tartarus/internal/metrics"
 	"github.com/tartarus-vm/tartarus/internal/node/tartarus/fakevm"
 	"github.com/tartarus-vm/tartarus/internal/nodewire"
 	"github.com/tartarus-vm/tartarus/internal/sandbox"
@@ -450,10 +452,22 @@ func TestFigures(t *testing.T) {
 	for name, want := range map[string]float64{
 		"tartarus_node_sandboxes_ended_total exited": 1, "tartarus_node_sandboxes_ended_total start_failed": 1,
 		"tartarus_node_sandboxes_ended_total killed": 0, "tartarus_node_sandboxes": 0,
+		"tartarus_node_undo_failures_total vm": 0, "tartarus_node_boots_given_up_total": 0,
 	} {
 		if v, ok := got[name]; !ok || v != want {
 			t.Errorf("%s is %v, want %v", name, v, want)
 		}
+	}
+}
+
+// The table of metrics knows the steps by their names.
+func TestStepsAreInTheTable(t *testing.T) {
+	var names []string
+	for _, s := range preparation {
+		names = append(names, s.name)
+	}
+	if !slices.Equal(names, metrics.Steps()) {
+		t.Errorf("the steps are %v, and the table of metrics has %v", names, metrics.Steps())
 	}
 }
 

@@ -3,6 +3,7 @@ package hecatoncheir
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"os"
 	"time"
 
@@ -41,7 +42,7 @@ func (l *life) end(ctx context.Context, stopHelpers func()) {
 			l.logger.Error("an end could not be written down", "error", err)
 		}
 	}
-	l.a.metrics.Ended(end.Exit)
+	l.a.metrics.Ended(end.Exit, l.peak())
 	l.logger.Info("sandbox ended", "cause", end.Exit.Cause, "state", end.Exit.State())
 	l.undoAll(ctx)
 	l.a.free(l)
@@ -89,6 +90,13 @@ func (l *life) lastSample() {
 	}
 }
 
+// peak is the most memory that the VMM took, as the host saw it.
+func (l *life) peak() int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.last.MemoryPeakBytes
+}
+
 // record composes the end out of what is known, and keeps the log.
 func (l *life) record(ctx context.Context, cause thanatos.Order) sandbox.End {
 	l.mu.Lock()
@@ -113,7 +121,7 @@ func (l *life) record(ctx context.Context, cause thanatos.Order) sandbox.End {
 		}
 		f.Log = cocytus.LogFacts{Bytes: output.Bytes(), Truncated: output.Truncated()}
 		if l.tell.ran() {
-			end.LogDigest = l.a.keepLog(ctx, output.Path())
+			end.LogDigest = l.a.keepLog(ctx, output.Path(), l.logger)
 		}
 	}
 	end.Exit = cocytus.Compose(f)
@@ -129,7 +137,7 @@ const keepLogTries = 4
 const keepLogTimeout = 30 * time.Second
 
 // keepLog stores an ended log; "" when it is lost.
-func (a *Agent) keepLog(ctx context.Context, path string) sandbox.Digest {
+func (a *Agent) keepLog(ctx context.Context, path string, logger *slog.Logger) sandbox.Digest {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), keepLogTimeout)
 	defer cancel()
 	put := func() (sandbox.Digest, error) {
@@ -142,7 +150,8 @@ func (a *Agent) keepLog(ctx context.Context, path string) sandbox.Digest {
 	}
 	d, err := backoff.Retry(ctx, put, backoff.WithBackOff(pauses()), backoff.WithMaxTries(keepLogTries))
 	if err != nil {
-		a.cfg.Logger.Error("a log is lost", "log", path, "error", err)
+		logger.Error("a log is lost", "log", path, "error", err)
+		a.metrics.LogLost()
 		return ""
 	}
 	return d

@@ -78,7 +78,7 @@ type life struct {
 
 func newLife(a *Agent, o seal.Assign, secrets sandbox.Secrets, received time.Time) *life {
 	r := o.Verdict.Request
-	logger := a.cfg.Logger.With("sandbox", o.Verdict.Sandbox, "attempt", o.Order.Assignment.Attempt)
+	logger := a.loggerOf(o.Order.Assignment)
 	dcfg := a.cfg.Death
 	dcfg.Logger = logger
 	info := a.cfg.Driver.Info()

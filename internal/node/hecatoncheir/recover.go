@@ -101,12 +101,13 @@ func (a *Agent) lostEnd(ctx context.Context, e journal.Entry) sandbox.End {
 	}
 	if !e.StartedAt.IsZero() {
 		end.Progress.State, end.Progress.At = sandbox.Running, e.StartedAt
+		logger := a.loggerOf(e.Assignment)
 		output, err := hermes.Recover(filepath.Join(a.sandboxDir(e.Assignment.Sandbox), "log"))
 		if err != nil {
-			a.cfg.Logger.Warn("the log of a lost sandbox is lost too", "sandbox", e.Assignment.Sandbox, "error", err)
+			logger.Warn("the log of a lost sandbox is lost too", "error", err)
 		} else {
 			f.Log = cocytus.LogFacts{Bytes: output.Bytes(), Truncated: output.Truncated()}
-			end.LogDigest = a.keepLog(ctx, output.Path())
+			end.LogDigest = a.keepLog(ctx, output.Path(), logger)
 		}
 	}
 	end.Exit = cocytus.Compose(f)
@@ -131,7 +132,7 @@ func (a *Agent) tellOld(ctx context.Context) error {
 			wg.Done()
 			if told {
 				if err := a.journal.Remove(e.Assignment.Sandbox); err != nil {
-					a.cfg.Logger.Error("an entry could not be removed from the journal", "error", err)
+					a.loggerOf(e.Assignment).Error("an entry could not be removed from the journal", "error", err)
 				}
 			}
 		}()

@@ -49,7 +49,10 @@ func (l *life) prepare(ctx context.Context) error {
 			return err
 		}
 		l.done = append(l.done, s)
-		if err := errors.Join(s.do(l, ctx), l.step(s.name)); err != nil {
+		began := time.Now()
+		err := errors.Join(s.do(l, ctx), l.step(s.name))
+		l.a.metrics.Prepared(s.name, time.Since(began))
+		if err != nil {
 			return fmt.Errorf("step %s: %w", s.name, err)
 		}
 	}
@@ -76,6 +79,7 @@ func (l *life) undoAll(ctx context.Context) {
 		uctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 		if err := s.undo(l, uctx); err != nil {
 			l.logger.Error("undoing a step failed", "step", s.name, "error", err)
+			l.a.metrics.UndoFailed(s.name)
 		}
 		cancel()
 	}
@@ -191,6 +195,7 @@ func (l *life) bootGivenUp(attempt int, vm tartarus.VM, why error) {
 	if err := vm.Console(&console); err != nil {
 		l.logger.Debug("no console", "error", err)
 	}
+	l.a.metrics.BootGivenUp()
 	l.logger.Warn("a boot was given up", "boot", attempt, "error", why, "console", fmt.Sprintf("%q", console.b))
 	if l.a.cfg.Boot.GivenUp != nil {
 		l.a.cfg.Boot.GivenUp(attempt, vm, why)
