@@ -3,7 +3,22 @@ package ledger
 import (
 	"context"
 	"sync"
+	"time"
+
+	"github.com/tartarus-vm/tartarus/internal/sandbox"
 )
+
+// Observer is told what this process does to a ledger, by the back ends that
+// are made with one: after it is durable, and before whoever asked is answered.
+// Its methods must neither block nor take steps.
+type Observer interface {
+	// Changed: one step wrote these events of a sandbox, which is now rec.
+	Changed(rec sandbox.Record, events []sandbox.Event)
+
+	// Committed: so many steps were made durable together, or with an error
+	// none of them was.
+	Committed(steps int, took time.Duration, err error)
+}
 
 // Hub tells the watchers of one process of changes; back ends use it for
 // Watch. The zero value is ready.

@@ -198,6 +198,10 @@ type Book interface {
 	// with a slow poll.
 	Watch(ctx context.Context) <-chan struct{}
 
+	// Live counts the live records by state, for metrics. It costs what there
+	// is of them, however many have ended.
+	Live(ctx context.Context) (map[sandbox.State]int, error)
+
 	// Usage tells what tenants have in use now, by tenant; all tenants with
 	// live records if none is named. It is a sum over live records.
 	Usage(ctx context.Context, tenants []string) (map[string]Usage, error)

@@ -131,6 +131,20 @@ var bookCases = []testCase{
 			t.Errorf("one that did not listen has %d values waiting", len(deaf))
 		}
 	}},
+	{"Live counts live records by state, and nothing else", func(t *testing.T, w *world) {
+		epoch := w.join("n1")
+		a := w.accepted("a", "n1", epoch)
+		w.must(w.l.Advance(w.ctx, a, sandbox.Progress{State: sandbox.Running, At: w.now}))
+		w.accepted("b", "n1", epoch)
+		w.ended(w.admit("a"))
+		w.admit("a")
+		got, err := w.l.Live(w.ctx)
+		w.must(err)
+		want := map[sandbox.State]int{sandbox.Queued: 1, sandbox.Assigned: 0, sandbox.Starting: 1, sandbox.Running: 1, sandbox.Stopping: 0}
+		if d := cmp.Diff(want, got); d != "" {
+			t.Error(d)
+		}
+	}},
 	{"Usage is a sum over live records", func(t *testing.T, w *world) {
 		epoch := w.join("n1")
 		a := w.accepted("a", "n1", epoch)

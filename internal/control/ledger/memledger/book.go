@@ -143,6 +143,28 @@ func (l *Ledger) Events(ctx context.Context, id sandbox.ID, after int64) (out []
 // Watch implements ledger.Book.
 func (l *Ledger) Watch(ctx context.Context) <-chan struct{} { return l.hub.Watch(ctx) }
 
+// Live implements ledger.Book.
+func (l *Ledger) Live(ctx context.Context) (map[sandbox.State]int, error) {
+	out := map[sandbox.State]int{}
+	for _, s := range sandbox.States() {
+		if s.State.Live() {
+			out[s.State] = 0
+		}
+	}
+	err := l.read(ctx, func() error {
+		for _, r := range l.rows {
+			if s := r.entry.Record.State; s.Live() {
+				out[s]++
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // Usage implements ledger.Book.
 func (l *Ledger) Usage(ctx context.Context, tenants []string) (out map[string]ledger.Usage, err error) {
 	err = l.read(ctx, func() error {

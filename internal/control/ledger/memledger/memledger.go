@@ -22,6 +22,7 @@ import (
 // Ledger keeps everything in memory. Make one with New.
 type Ledger struct {
 	hub ledger.Hub
+	eye ledger.Observer // nil: none
 
 	mu     sync.Mutex // guards all below; every step holds it from beginning to end
 	closed bool
@@ -32,6 +33,13 @@ type Ledger struct {
 	nodes  map[string]sandbox.Node
 	audit  []sandbox.AuditEntry
 	tokens map[string]ledger.Token
+	did    []change // by the step under way
+}
+
+// change is for the observer.
+type change struct {
+	rec    sandbox.Record
+	events []sandbox.Event
 }
 
 var _ ledger.Ledger = (*Ledger)(nil)
@@ -64,6 +72,13 @@ func New() *Ledger {
 	}
 }
 
+// NewObserved makes an empty ledger that tells o what is done to it.
+func NewObserved(o ledger.Observer) *Ledger {
+	l := New()
+	l.eye = o
+	return l
+}
+
 // Close implements ledger.Ledger.
 func (l *Ledger) Close() error {
 	l.mu.Lock()
@@ -85,11 +100,26 @@ func (l *Ledger) step(ctx context.Context, f func() (changed bool, err error)) e
 	if l.closed {
 		return ledger.ErrClosed()
 	}
+	began := time.Now()
 	changed, err := f()
 	if changed {
 		l.hub.Notify()
 	}
+	l.tell(changed, time.Since(began))
 	return err
+}
+
+// tell tells the observer what the step did that held the lock.
+func (l *Ledger) tell(changed bool, took time.Duration) {
+	did := l.did
+	l.did = nil
+	if l.eye == nil || !changed {
+		return
+	}
+	l.eye.Committed(1, took, nil)
+	for _, c := range did {
+		l.eye.Changed(c.rec, c.events)
+	}
 }
 
 // read is step for what changes nothing.
@@ -134,6 +164,9 @@ func (l *Ledger) row(id sandbox.ID) (*row, error) {
 func (l *Ledger) keep(r *row) (changed bool, err error) {
 	changed = r.entry.Changed
 	r.events = append(r.events, r.entry.Events...)
+	if len(r.entry.Events) > 0 {
+		l.did = append(l.did, change{r.entry.Record, r.entry.Events})
+	}
 	r.entry.Events, r.entry.Changed = nil, false
 	if !r.entry.Record.State.Live() {
 		r.erase()

@@ -16,4 +16,8 @@ func open(testing.TB) ledger.Ledger { return memledger.New() }
 
 func TestSuite(t *testing.T) { ledgertest.Run(t, open) }
 
+func TestObserver(t *testing.T) {
+	ledgertest.Observe(t, func(_ testing.TB, o ledger.Observer) ledger.Ledger { return memledger.NewObserved(o) })
+}
+
 func TestModel(t *testing.T) { ledgertest.Model(t, open) }

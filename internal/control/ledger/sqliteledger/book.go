@@ -110,6 +110,28 @@ func (l *Ledger) Events(ctx context.Context, id sandbox.ID, after int64) (out []
 	return out, err
 }
 
+// Live implements ledger.Book.
+func (l *Ledger) Live(ctx context.Context) (map[sandbox.State]int, error) {
+	out := map[sandbox.State]int{}
+	err := l.read(ctx, func(c *conn) error {
+		for _, s := range sandbox.States() {
+			if !s.State.Live() {
+				continue
+			}
+			n, err := c.number(sqlCountState, string(s.State))
+			if err != nil {
+				return err
+			}
+			out[s.State] = int(n)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // Usage implements ledger.Book.
 func (l *Ledger) Usage(ctx context.Context, tenants []string) (out map[string]ledger.Usage, err error) {
 	err = l.read(ctx, func(c *conn) error {

@@ -76,6 +76,9 @@ func (t *txn) saveTurn(e *ledgerstep.Entry) error {
 }
 
 func (t *txn) saveEvents(e *ledgerstep.Entry) error {
+	if len(e.Events) > 0 {
+		t.changes = append(t.changes, change{e.Record, e.Events})
+	}
 	for _, ev := range e.Events {
 		if err := t.exec(sqlInsertEvent, string(e.Record.ID), ev.Seq, ev.Time, string(ev.State), string(ev.Cause), ev.Message); err != nil {
 			return err

@@ -23,7 +23,7 @@ func TestNoStepReadsWholeTables(t *testing.T) {
 		}
 	}()
 	for name, sql := range map[string]string{
-		"entry": sqlEntry, "exists": sqlExists, "update record": sqlUpdateRecord, "update live": sqlUpdateLive,
+		"entry": sqlEntry, "exists": sqlExists, "count of a state": sqlCountState, "update record": sqlUpdateRecord, "update live": sqlUpdateLive,
 		"delete live": sqlDeleteLive, "delete sealed": sqlDeleteSealed, "admitted": sqlAdmitted, "events": sqlEvents,
 		"live count": sqlLiveCount, "usage": sqlUsage, "node use": sqlNodeUse,
 		"next": sqlNext, "next early": sqlNextEarly, "overdue": sqlNextOverdue, "serve": sqlServe,

@@ -150,6 +150,7 @@ SELECT r.doc, r.seq, l.owner, l.token, l.claimed_at, l.claim_until, l.not_before
 FROM records r LEFT JOIN live l ON l.id = r.id WHERE r.id = ?1`
 	sqlExists       = `SELECT 1 FROM records WHERE id = ?1`
 	sqlRecord       = `SELECT doc FROM records WHERE id = ?1`
+	sqlCountState   = `SELECT count(*) FROM records WHERE state = ?1`
 	sqlInsertRecord = `INSERT INTO records (id, tenant, state, node, ended_at, seq, doc) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)`
 	sqlUpdateRecord = `UPDATE records SET state = ?2, node = ?3, ended_at = ?4, seq = ?5, doc = ?6 WHERE id = ?1`
 	sqlInsertEvent  = `INSERT INTO events (id, seq, at, state, cause, message) VALUES (?1, ?2, ?3, ?4, ?5, ?6)`

@@ -30,7 +30,8 @@ type Config struct {
 	// loses them within the same step.
 	WipeAfter time.Duration
 
-	Logger *slog.Logger // nil: none
+	Logger   *slog.Logger    // nil: none
+	Observer ledger.Observer // nil: none
 
 	vfs string // that SQLite reads and writes through; "" but in tests
 }

@@ -10,9 +10,11 @@ import (
 	"github.com/tartarus-vm/tartarus/internal/control/ledger/sqliteledger"
 )
 
-func open(t testing.TB) ledger.Ledger {
+func open(t testing.TB) ledger.Ledger { return openObserved(t, nil) }
+
+func openObserved(t testing.TB, o ledger.Observer) ledger.Ledger {
 	t.Helper()
-	l, err := sqliteledger.Open(t.Context(), sqliteledger.Config{Path: filepath.Join(t.TempDir(), "ledger.db")})
+	l, err := sqliteledger.Open(t.Context(), sqliteledger.Config{Path: filepath.Join(t.TempDir(), "ledger.db"), Observer: o})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -20,6 +22,8 @@ func open(t testing.TB) ledger.Ledger {
 }
 
 func TestSuite(t *testing.T) { ledgertest.Run(t, open) }
+
+func TestObserver(t *testing.T) { ledgertest.Observe(t, openObserved) }
 
 // TestModel makes fewer rounds than rapid would by itself: each step waits for
 // the disk. -rapid.checks asks for more.

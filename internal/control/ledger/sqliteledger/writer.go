@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/tartarus-vm/tartarus/internal/control/ledger"
+	"github.com/tartarus-vm/tartarus/internal/sandbox"
 )
 
 // batchSteps bounds how many steps share one commit.
@@ -20,6 +21,7 @@ type writer struct {
 	hub  *ledger.Hub
 	log  *slog.Logger
 	wipe time.Duration
+	eye  ledger.Observer // nil: none
 
 	jobs chan *job     // unbuffered: what was taken is answered
 	stop chan struct{} // closed by close
@@ -48,11 +50,18 @@ type txn struct {
 	*conn
 	changed bool // something was written that watchers may want to know
 	erased  bool // secrets were
+	changes []change
+}
+
+// change is for the observer.
+type change struct {
+	rec    sandbox.Record
+	events []sandbox.Event
 }
 
 func newWriter(c *conn, hub *ledger.Hub, cfg Config) *writer {
 	w := &writer{
-		c: c, hub: hub, log: cfg.Logger, wipe: cfg.WipeAfter,
+		c: c, hub: hub, log: cfg.Logger, wipe: cfg.WipeAfter, eye: cfg.Observer,
 		jobs: make(chan *job), stop: make(chan struct{}), done: make(chan struct{}),
 		wipeAt: time.Now(), // what the process before left in the log
 	}
@@ -135,7 +144,9 @@ func (w *writer) collect(first *job) []*job {
 func (w *writer) commit(batch []*job) {
 	answers := make([]error, len(batch))
 	t := &txn{conn: w.c}
+	began := time.Now()
 	err := w.transact(t, batch, answers)
+	w.tell(t, len(batch), time.Since(began), err)
 	if err == nil && t.changed {
 		w.hub.Notify()
 	}
@@ -147,6 +158,20 @@ func (w *writer) commit(batch []*job) {
 			answers[i] = err
 		}
 		j.answer <- answers[i]
+	}
+}
+
+// tell tells the observer.
+func (w *writer) tell(t *txn, steps int, took time.Duration, err error) {
+	if w.eye == nil {
+		return
+	}
+	w.eye.Committed(steps, took, err)
+	if err != nil {
+		return
+	}
+	for _, c := range t.changes {
+		w.eye.Changed(c.rec, c.events)
 	}
 }
 
@@ -168,6 +193,7 @@ func (w *writer) transact(t *txn, batch []*job, answers []error) error {
 		if answers[i] == nil {
 			t.changed = t.changed || s.changed
 			t.erased = t.erased || s.erased
+			t.changes = append(t.changes, s.changes...)
 		}
 	}
 	if err := t.exec(sqlCommit); err != nil {
