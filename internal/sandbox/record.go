@@ -7,6 +7,7 @@ type Record struct {
 	ID        ID         `json:"id"`
 	Name      string     `json:"name,omitempty"`
 	Tenant    string     `json:"tenant"`
+	RequestID string     `json:"request_id,omitempty"` // of the call that made it; for logs alone
 	State     State      `json:"state"`
 	Request   Resolved   `json:"request"`
 	Verdict   Verdict    `json:"verdict"`

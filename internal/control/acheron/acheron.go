@@ -252,7 +252,7 @@ func (q *Queue) endOverdue(ctx context.Context, now time.Time) error {
 		if _, err := q.Drop(ctx, c, sandbox.QueueTimeout, message); err != nil && !fault.Is(err, fault.Conflict) {
 			return err
 		}
-		q.cfg.Logger.Debug("a request waited too long", "sandbox", rec.ID, "tenant", rec.Tenant)
+		q.cfg.Logger.Debug("a request waited too long", "sandbox", rec.ID, "request_id", rec.RequestID, "tenant", rec.Tenant)
 	}
 }
 

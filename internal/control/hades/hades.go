@@ -22,6 +22,7 @@ import (
 	"github.com/tartarus-vm/tartarus/internal/fault"
 	"github.com/tartarus-vm/tartarus/internal/sandbox"
 	"github.com/tartarus-vm/tartarus/internal/seal"
+	"github.com/tartarus-vm/tartarus/internal/tracing"
 )
 
 // Ledger is what the registry needs of the book.
@@ -44,6 +45,7 @@ type Config struct {
 	Margin time.Duration    // what is waited beyond Lease before a node counts as lost; half of Lease if zero
 	Clock  func() time.Time // time.Now if nil
 	Logger *slog.Logger     // nil: none
+	Tracer *tracing.Tracer  // nil: no traces
 }
 
 // Registry is the node registry. Make one with New.

@@ -13,6 +13,7 @@ import (
 	"github.com/tartarus-vm/tartarus/internal/record/hermes"
 	"github.com/tartarus-vm/tartarus/internal/sandbox"
 	"github.com/tartarus-vm/tartarus/internal/seal"
+	"github.com/tartarus-vm/tartarus/internal/tracing"
 )
 
 // orderLife is how long a signed order may be carried out: long enough for a
@@ -40,8 +41,11 @@ func (r *Registry) Assign(ctx context.Context, a sandbox.Assignment, adm sandbox
 	if err != nil {
 		return fmt.Errorf("signing the assignment of %s: %w", a.Sandbox, err)
 	}
-	_, err = agent.Assign(ctx, &nodev1.AssignRequest{Order: order, Verdict: adm.Verdict, Secrets: secrets})
-	return nodewire.FromStatus(err)
+	began := time.Now()
+	_, err = agent.Assign(nodewire.WithRequestID(ctx, adm.Record.RequestID), &nodev1.AssignRequest{Order: order, Verdict: adm.Verdict, Secrets: secrets})
+	err = nodewire.FromStatus(err)
+	r.cfg.Tracer.Stage(tracing.Span{Sandbox: a.Sandbox, Attempt: a.Attempt, Name: "assign", Begin: began, End: time.Now(), Err: err})
+	return err
 }
 
 // Kill carries the order to end a sandbox to its node, with the cause that the

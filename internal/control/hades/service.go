@@ -70,7 +70,7 @@ func (r *Registry) Heartbeat(ctx context.Context, req *nodev1.HeartbeatRequest) 
 		// A kill that was written but may not have reached the node: say it again.
 		if rec.Kill != "" && rec.Epoch == req.GetEpoch() && slices.Contains(req.GetLive(), string(rec.ID)) {
 			if err := r.Kill(ctx, rec, repeatedGrace); err != nil {
-				r.cfg.Logger.Warn("repeating a kill failed", "sandbox", rec.ID, "error", err)
+				r.cfg.Logger.Warn("repeating a kill failed", "sandbox", rec.ID, "request_id", rec.RequestID, "error", err)
 			}
 		}
 	}
@@ -139,7 +139,7 @@ func (r *Registry) endKilled(ctx context.Context, a sandbox.Assignment) {
 		return
 	}
 	if _, err := r.cfg.Ledger.End(ctx, a, sandbox.End{At: r.cfg.Clock(), Exit: lost(rec)}); err != nil && !fault.Is(err, fault.Conflict) {
-		r.cfg.Logger.Warn("ending a killed sandbox failed", "sandbox", a.Sandbox, "error", err)
+		r.cfg.Logger.Warn("ending a killed sandbox failed", "sandbox", a.Sandbox, "request_id", rec.RequestID, "error", err)
 	}
 }
 

@@ -81,7 +81,7 @@ func (r *Registry) lose(ctx context.Context, rec sandbox.Record) {
 		_, err = r.cfg.Ledger.End(ctx, a, sandbox.End{At: r.cfg.Clock(), Exit: lost(rec)})
 	}
 	if err != nil && !fault.Is(err, fault.Conflict) && ctx.Err() == nil {
-		r.cfg.Logger.Warn("fencing a sandbox failed", "sandbox", rec.ID, "error", err)
+		r.cfg.Logger.Warn("fencing a sandbox failed", "sandbox", rec.ID, "request_id", rec.RequestID, "error", err)
 	}
 }
 

@@ -110,19 +110,28 @@ func (s *Scheduler) work(ctx context.Context) error {
 		}
 		switch {
 		case errors.Is(err, clotho.ErrUnsigned):
-			s.cfg.Logger.Error("a queued request is not signed by us", "sandbox", th.Claim.Admitted.Record.ID, "error", err)
+			s.loggerOf(th).Error("a queued request is not signed by us", "error", err)
 			err = s.end(ctx, th.Claim, sandbox.Internal, "its verdict does not hold any more")
 		case err == nil:
 			err = s.place(ctx, th)
 		}
 		if err != nil && ctx.Err() == nil {
-			s.cfg.Logger.Error("placing failed", "sandbox", th.Claim.Admitted.Record.ID, "error", err)
+			s.loggerOf(th).Error("placing failed", "error", err)
 			select {
 			case <-ctx.Done():
 			case <-time.After(pauseAfterFault):
 			}
 		}
 	}
+}
+
+// loggerOf logs what concerns one request.
+func (s *Scheduler) loggerOf(th clotho.Thread) *slog.Logger {
+	rec := th.Claim.Admitted.Record
+	if rec.ID == "" { // the queue itself failed
+		return s.cfg.Logger
+	}
+	return s.cfg.Logger.With("sandbox", rec.ID, "request_id", rec.RequestID)
 }
 
 // place decides and binds one request.

@@ -17,12 +17,13 @@ import (
 	"github.com/tartarus-vm/tartarus/internal/fault"
 	"github.com/tartarus-vm/tartarus/internal/sandbox"
 	"github.com/tartarus-vm/tartarus/internal/seal"
+	"github.com/tartarus-vm/tartarus/internal/tracing"
 )
 
 // Policies hands out the policy that holds now.
 type Policies interface{ Active() *themis.Policy }
 
-// AdmissionConfig is what an Admission is made of; all but Clock and
+// AdmissionConfig is what an Admission is made of; all but Clock, Tracer and
 // Contracts is needed.
 type AdmissionConfig struct {
 	Policies Policies
@@ -32,6 +33,7 @@ type AdmissionConfig struct {
 	Box      *seal.Box
 	Ledger   ledger.Admissions
 	Clock    func() time.Time // time.Now if nil
+	Tracer   *tracing.Tracer  // nil: no traces
 
 	// Contracts says why no node can hold a contract, however it is placed;
 	// nil: nodes hold any. It is asked of what the judges allow.
@@ -121,7 +123,12 @@ func (a *Admission) Run(ctx context.Context, e Entry) (rec sandbox.Record, creat
 	if e.Key != "" {
 		key = ledger.IdempotencyKey{Key: e.Key, Hash: e.Hash, Expires: now.Add(keyLife)}
 	}
+	sealed := a.cfg.Clock()
 	rec, created, err = a.cfg.Ledger.Admit(ctx, adm.Admitted, audit, key)
+	if created {
+		a.cfg.Tracer.Stage(tracing.Span{Sandbox: rec.ID, Name: "judge", Begin: now, End: sealed})
+		a.cfg.Tracer.Stage(tracing.Span{Sandbox: rec.ID, Name: "admit", Begin: sealed, End: a.cfg.Clock()})
+	}
 	if fault.Is(err, fault.QuotaExceeded) || fault.Is(err, fault.Conflict) {
 		err = a.refused(ctx, call, policy, err)
 	}
@@ -158,7 +165,7 @@ func (a *Admission) judge(ctx context.Context, e Entry, policy *themis.Policy, n
 	out.plain = secrets
 	out.Record = sandbox.Record{
 		ID: sandbox.MakeID(id.String()), Name: res.Name, Tenant: e.Principal.Tenant, State: sandbox.Queued,
-		Request: res, Verdict: outcome.Verdict, CreatedAt: now,
+		Request: res, Verdict: outcome.Verdict, CreatedAt: now, RequestID: e.RequestID,
 	}
 	out.Limits = outcome.Limits
 	return out, outcome, nil
@@ -201,6 +208,7 @@ func (a *Admission) refuse(ctx context.Context, rec sandbox.Record, o judges.Out
 	if err := a.cfg.Ledger.Refuse(ctx, rec, audit); err != nil {
 		return unwritten(err)
 	}
+	a.cfg.Tracer.Stage(tracing.Span{Sandbox: rec.ID, Name: "judge", Begin: rec.CreatedAt, End: a.cfg.Clock(), Err: out})
 	var f *fault.Error
 	if errors.As(out.error, &f) {
 		told := *f

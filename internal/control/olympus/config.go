@@ -13,6 +13,7 @@ import (
 	"github.com/tartarus-vm/tartarus/internal/control/ledger"
 	"github.com/tartarus-vm/tartarus/internal/record/hermes"
 	"github.com/tartarus-vm/tartarus/internal/sandbox"
+	"github.com/tartarus-vm/tartarus/internal/tracing"
 )
 
 // Authenticator tells who calls. header is the Authorization header, whole.
@@ -90,6 +91,8 @@ type Config struct {
 
 	Clock func() time.Time // time.Now if nil
 	Log   *slog.Logger     // discards if nil
+
+	Tracer *tracing.Tracer // nil: no traces
 }
 
 const (

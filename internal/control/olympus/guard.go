@@ -13,6 +13,7 @@ import (
 	apiv1 "github.com/tartarus-vm/tartarus/api/v1"
 	"github.com/tartarus-vm/tartarus/internal/fault"
 	"github.com/tartarus-vm/tartarus/internal/sandbox"
+	"github.com/tartarus-vm/tartarus/internal/tracing"
 )
 
 // call is one request on its way through the server.
@@ -24,6 +25,10 @@ type call struct {
 	key       string // Idempotency-Key
 	hash      sandbox.Digest
 	principal sandbox.Principal // once it is known
+
+	sandbox     sandbox.ID // that it is about, once it is known
+	made        bool       // it made that sandbox
+	traceparent string     // header, not trusted
 }
 
 type callKey struct{}
@@ -69,6 +74,12 @@ func (s *Server) leave(ctx context.Context, m *method, began time.Time, err erro
 	}
 	s.meters.answered(m.name, code, began)
 	c := callOf(ctx)
+	if c.made {
+		s.cfg.Tracer.Stage(tracing.Span{
+			Sandbox: c.sandbox, Name: "request", Begin: began, End: time.Now(), Err: err, Caller: c.traceparent,
+			Attrs: []slog.Attr{slog.String("method", m.name), slog.String("code", code), slog.String("request_id", c.requestID)},
+		})
+	}
 	level := slog.LevelDebug
 	if code == "internal" {
 		level = slog.LevelError
@@ -76,6 +87,9 @@ func (s *Server) leave(ctx context.Context, m *method, began time.Time, err erro
 	attrs := []slog.Attr{
 		slog.String("method", m.name), slog.String("code", code), slog.String("request_id", c.requestID),
 		slog.String("source", c.source), slog.String("tenant", c.principal.Tenant), slog.Duration("took", time.Since(began)),
+	}
+	if c.sandbox != "" {
+		attrs = append(attrs, slog.String("sandbox", string(c.sandbox)))
 	}
 	if err != nil {
 		attrs = append(attrs, slog.String("error", err.Error()))

@@ -48,6 +48,15 @@ func (x *sandboxes) Run(ctx context.Context, req *apiv1.RunRequest) (*apiv1.Sand
 func (s *Server) run(ctx context.Context, decode func() (*apiv1.RunRequest, error)) (sandbox.Record, error) {
 	rec, created, err := s.admit(ctx, decode)
 	s.meters.admitted(created, err)
+	c := callOf(ctx)
+	c.sandbox, c.made = rec.ID, created
+	if created {
+		s.log.Info("sandbox admitted", "sandbox", rec.ID, "request_id", c.requestID, "tenant", rec.Tenant)
+	}
+	var refused *fault.Error
+	if errors.As(err, &refused) && refused.Sandbox != "" {
+		c.sandbox, c.made = sandbox.ID(refused.Sandbox), true
+	}
 	return rec, err
 }
 
@@ -94,6 +103,7 @@ func (s *Server) visible(ctx context.Context, text string) (sandbox.Record, erro
 		return sandbox.Record{}, fault.Invalid("id", `It is "sb-" and 26 lower-case letters and digits; GET /sandbox lists yours.`,
 			"%q is not the ID of a sandbox", shorten(text))
 	}
+	callOf(ctx).sandbox = id
 	rec, err := s.cfg.Records.Get(ctx, id)
 	if err != nil && !fault.Is(err, fault.NotFound) {
 		return sandbox.Record{}, err
@@ -222,7 +232,7 @@ func (s *Server) kill(ctx context.Context, rec sandbox.Record, grace time.Durati
 	case err == nil:
 		rec = after
 	case fault.Is(err, fault.Unavailable) && rec.State.OnNode():
-		s.log.Warn("killing without the ledger", "sandbox", rec.ID, "error", err)
+		s.log.Warn("killing without the ledger", "sandbox", rec.ID, "request_id", callOf(ctx).requestID, "error", err)
 		if rec.Kill == "" {
 			rec.Kill = sandbox.Killed
 		}
@@ -231,7 +241,7 @@ func (s *Server) kill(ctx context.Context, rec sandbox.Record, grace time.Durati
 	}
 	if rec.State.OnNode() {
 		if nerr := s.cfg.Nodes.Kill(ctx, rec, grace); nerr != nil {
-			s.log.Warn("the node did not take the order to kill", "sandbox", rec.ID, "node", rec.Node, "error", nerr)
+			s.log.Warn("the node did not take the order to kill", "sandbox", rec.ID, "request_id", callOf(ctx).requestID, "node", rec.Node, "error", nerr)
 			if err != nil {
 				return rec, err
 			}

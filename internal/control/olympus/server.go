@@ -19,6 +19,7 @@ import (
 
 	apiv1 "github.com/tartarus-vm/tartarus/api/v1"
 	"github.com/tartarus-vm/tartarus/internal/fault"
+	"github.com/tartarus-vm/tartarus/internal/nodewire"
 )
 
 // Server is the API server. Make it with New; it answers by Handler, or on
@@ -103,7 +104,7 @@ func (s *Server) Handler() http.Handler { return http.HandlerFunc(s.serve) }
 func (s *Server) serve(rw http.ResponseWriter, r *http.Request) {
 	c := &call{
 		requestID: "req-" + strings.ToLower(rand.Text()), source: hostOf(r.RemoteAddr),
-		header: r.Header.Get("Authorization"), key: r.Header.Get("Idempotency-Key"),
+		header: r.Header.Get("Authorization"), key: r.Header.Get("Idempotency-Key"), traceparent: r.Header.Get("Traceparent"),
 	}
 	from, _ := r.Context().Value(originKey{}).(origin)
 	if from.name != "" {
@@ -116,7 +117,7 @@ func (s *Server) serve(rw http.ResponseWriter, r *http.Request) {
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Content-Security-Policy", "default-src 'none'; sandbox")
 	h.Set("Cache-Control", "no-store")
-	r = r.WithContext(context.WithValue(r.Context(), callKey{}, c))
+	r = r.WithContext(nodewire.WithRequestID(context.WithValue(r.Context(), callKey{}, c), c.requestID))
 	if from.name == "" && !s.knows(r.Host) {
 		writeError(w, fault.Invalid("Host", "Call it by its loopback address, as in http://127.0.0.1:7777.",
 			"%q is not a name of this server", shorten(r.Host)), c.requestID)

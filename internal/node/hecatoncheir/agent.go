@@ -22,9 +22,11 @@ import (
 	"github.com/tartarus-vm/tartarus/internal/node/styx"
 	"github.com/tartarus-vm/tartarus/internal/node/tartarus"
 	"github.com/tartarus-vm/tartarus/internal/node/thanatos"
+	"github.com/tartarus-vm/tartarus/internal/nodewire"
 	"github.com/tartarus-vm/tartarus/internal/record/hermes"
 	"github.com/tartarus-vm/tartarus/internal/sandbox"
 	"github.com/tartarus-vm/tartarus/internal/seal"
+	"github.com/tartarus-vm/tartarus/internal/tracing"
 )
 
 // Images are the disks and guests that VMs are made of (nyx.Store).
@@ -91,10 +93,12 @@ type Config struct {
 	Labels   map[string]string
 	Address  string // where the control plane reaches NodeService
 
-	Connect  func(ctx context.Context, vm tartarus.VM) (Guest, error) // guestdial if nil
-	Lifeline *os.File                                                 // nil, or as in tartarus.Spec; stays the caller's
-	UIDs     UIDRange                                                 // of VMMs; with none they run as the driver says
-	Boots    int                                                      // VMs that boot at the same time; twice the host's CPUs if 0
+	// Connect reaches a VM's guest; guestdial if nil.
+	Connect func(ctx context.Context, vm tartarus.VM, log *slog.Logger) (Guest, error)
+
+	Lifeline *os.File // nil, or as in tartarus.Spec; stays the caller's
+	UIDs     UIDRange // of VMMs; with none they run as the driver says
+	Boots    int      // VMs that boot at the same time; twice the host's CPUs if 0
 	Boot     tartarus.BootPolicy
 	Death    thanatos.Config
 
@@ -103,6 +107,7 @@ type Config struct {
 	CallTimeout time.Duration // of one call to the control plane; 5 s if 0
 
 	Metrics prometheus.Registerer // nil: none
+	Tracer  *tracing.Tracer       // nil: no traces
 	Logger  *slog.Logger          // nil: discard
 }
 
@@ -135,6 +140,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.Connect == nil {
+		c.Connect = dialGuest
 	}
 	return c, nil
 }
@@ -172,9 +180,6 @@ func New(cfg Config) (*Agent, error) {
 	a := &Agent{
 		cfg: cfg, boots: make(chan struct{}, cfg.Boots),
 		byID: map[sandbox.ID]*life{}, slots: map[int]bool{}, old: map[sandbox.ID]bool{},
-	}
-	if a.cfg.Connect == nil {
-		a.cfg.Connect = a.dialGuest
 	}
 	if cfg.Metrics != nil {
 		if a.metrics, err = hermes.NewMetrics(cfg.Metrics, a.use); err != nil {
@@ -274,9 +279,13 @@ func (a *Agent) use() hermes.Use {
 	return u
 }
 
-// loggerOf logs what concerns one sandbox.
-func (a *Agent) loggerOf(as sandbox.Assignment) *slog.Logger {
-	return a.cfg.Logger.With("sandbox", as.Sandbox, "attempt", as.Attempt)
+// loggerOf logs what concerns one sandbox, for the request that ctx is of.
+func (a *Agent) loggerOf(ctx context.Context, as sandbox.Assignment) *slog.Logger {
+	l := a.cfg.Logger.With("sandbox", as.Sandbox, "attempt", as.Attempt)
+	if id := nodewire.RequestID(ctx); id != "" {
+		l = l.With("request_id", id)
+	}
+	return l
 }
 
 func (a *Agent) get(id sandbox.ID) (*life, error) {

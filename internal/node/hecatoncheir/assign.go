@@ -1,6 +1,7 @@
 package hecatoncheir
 
 import (
+	"context"
 	"slices"
 	"time"
 
@@ -16,7 +17,7 @@ import (
 
 // assign checks an assignment, writes it into the journal and begins its
 // life.
-func (a *Agent) assign(req *nodev1.AssignRequest) error {
+func (a *Agent) assign(ctx context.Context, req *nodev1.AssignRequest) error {
 	received := time.Now()
 	order, err := a.open(req, received)
 	if err != nil {
@@ -29,7 +30,7 @@ func (a *Agent) assign(req *nodev1.AssignRequest) error {
 	if err := a.able(order.Verdict.Request); err != nil {
 		return err
 	}
-	l := newLife(a, order, secrets, received)
+	l := newLife(a, offer{order, secrets, received, a.loggerOf(ctx, order.Order.Assignment)})
 	if again, err := a.reserve(l); again || err != nil {
 		return err
 	}

@@ -73,7 +73,7 @@ func (a *Agent) detachLost(ctx context.Context, e journal.Entry) error {
 		return nil
 	}
 	if a.cfg.Network == nil {
-		a.cfg.Logger.Warn("a network card is left over, and this process may not remove it", "port", e.Card)
+		a.loggerOf(ctx, e.Assignment).Warn("a network card is left over, and this process may not remove it", "port", e.Card)
 		return nil
 	}
 	return a.cfg.Network.Detach(ctx, e.Card)

@@ -3,6 +3,7 @@ package hecatoncheir
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -107,8 +108,8 @@ func TestCards(t *testing.T) {
 	var saw seen
 	w := newWorld(t, options{config: func(c *Config) { c.UIDs = UIDRange{First: 5001, Count: 10} }})
 	dial := w.a.cfg.Connect
-	w.a.cfg.Connect = func(ctx context.Context, vm tartarus.VM) (Guest, error) {
-		g, err := dial(ctx, vm)
+	w.a.cfg.Connect = func(ctx context.Context, vm tartarus.VM, log *slog.Logger) (Guest, error) {
+		g, err := dial(ctx, vm, log)
 		return spied{g, &saw}, err
 	}
 	if !w.c.node.Network {

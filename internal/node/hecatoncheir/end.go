@@ -15,12 +15,16 @@ import (
 	"github.com/tartarus-vm/tartarus/internal/nodewire"
 	"github.com/tartarus-vm/tartarus/internal/record/cocytus"
 	"github.com/tartarus-vm/tartarus/internal/sandbox"
+	"github.com/tartarus-vm/tartarus/internal/tracing"
 )
 
 // end carries the cause out, records it, undoes every step, and tells the
 // control plane. stopHelpers ends the clock and the telling of progress.
 func (l *life) end(ctx context.Context, stopHelpers func()) {
 	cause, at, _ := l.death.First()
+	if !l.started.IsZero() {
+		l.trace(tracing.Span{Name: "execute", Begin: l.started, End: at, Attrs: []slog.Attr{slog.String("cause", string(cause.Cause))}})
+	}
 	if cause.Cause != sandbox.Exited {
 		l.tell.state(sandbox.Progress{State: sandbox.Stopping, At: at.UTC(), Cause: cause.Cause})
 	}
@@ -44,10 +48,12 @@ func (l *life) end(ctx context.Context, stopHelpers func()) {
 	}
 	l.a.metrics.Ended(end.Exit, l.peak())
 	l.logger.Info("sandbox ended", "cause", end.Exit.Cause, "state", end.Exit.State())
+	l.trace(tracing.Span{Name: "end", Begin: at, End: end.At})
 	l.undoAll(ctx)
+	l.trace(tracing.Span{Name: "cleanup", Begin: end.At})
 	l.a.free(l)
 	close(l.cut)
-	if !l.isDisowned() && !l.a.report(ctx, l.assignment, end, l.isDisowned) {
+	if !l.isDisowned() && !l.a.report(ctx, account{l.assignment, end, l.isDisowned, l.logger}) {
 		return // the journal has it, and the next start tells it
 	}
 	if err := l.a.journal.Remove(l.id); err != nil {
@@ -174,22 +180,30 @@ func (a *Agent) drop(l *life) {
 	delete(a.byID, l.id)
 }
 
+// account is an end to be told.
+type account struct {
+	of     sandbox.Assignment
+	end    sandbox.End
+	moot   func() bool // it interests nobody any more
+	logger *slog.Logger
+}
+
 // report tells an end until the control plane has it, or says that it does not
 // want it, or moot does. It returns false when ctx ended before.
-func (a *Agent) report(ctx context.Context, as sandbox.Assignment, end sandbox.End, moot func() bool) bool {
-	b, err := nodewire.EncodeEnd(end)
+func (a *Agent) report(ctx context.Context, e account) bool {
+	b, err := nodewire.EncodeEnd(e.end)
 	if err != nil {
-		a.cfg.Logger.Error("an end cannot be told", "sandbox", as.Sandbox, "error", err)
+		e.logger.Error("an end cannot be told", "error", err)
 		return true
 	}
-	req := &nodev1.ReportRequest{Assignment: nodewire.EncodeAssignment(as), End: b}
+	req := &nodev1.ReportRequest{Assignment: nodewire.EncodeAssignment(e.of), End: b}
 	tell := func() (struct{}, error) {
-		if moot() {
+		if e.moot() {
 			return struct{}{}, nil
 		}
 		err := a.reportCall(ctx, req)
 		if err != nil && definite(err) {
-			a.cfg.Logger.Warn("the control plane does not take an end", "sandbox", as.Sandbox, "error", err)
+			e.logger.Warn("the control plane does not take an end", "error", err)
 			err = nil
 		}
 		return struct{}{}, err

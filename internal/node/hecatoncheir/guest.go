@@ -3,6 +3,7 @@ package hecatoncheir
 import (
 	"context"
 	"errors"
+	"log/slog"
 
 	"github.com/tartarus-vm/tartarus/internal/guest/guestdial"
 	"github.com/tartarus-vm/tartarus/internal/guest/guestwire"
@@ -10,8 +11,8 @@ import (
 )
 
 // dialGuest opens the session that Guest stands for.
-func (a *Agent) dialGuest(ctx context.Context, vm tartarus.VM) (Guest, error) {
-	s, err := guestdial.Open(ctx, guestdial.Config{Dial: vm.Dial, Logger: a.cfg.Logger})
+func dialGuest(ctx context.Context, vm tartarus.VM, log *slog.Logger) (Guest, error) {
+	s, err := guestdial.Open(ctx, guestdial.Config{Dial: vm.Dial, Logger: log})
 	if err != nil {
 		return nil, err
 	}

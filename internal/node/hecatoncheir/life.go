@@ -24,6 +24,7 @@ import (
 	"github.com/tartarus-vm/tartarus/internal/record/hermes"
 	"github.com/tartarus-vm/tartarus/internal/sandbox"
 	"github.com/tartarus-vm/tartarus/internal/seal"
+	"github.com/tartarus-vm/tartarus/internal/tracing"
 )
 
 // startCold is the only way to start so far, as in the record's runtime.start.
@@ -38,7 +39,8 @@ type life struct {
 	verdict    sandbox.Digest
 	req        sandbox.Resolved
 	received   time.Time
-	slot       int // written by reserve
+	started    time.Time // when the order to execute left; zero before
+	slot       int       // written by reserve
 	logger     *slog.Logger
 
 	death *thanatos.Death
@@ -76,23 +78,30 @@ type life struct {
 	stdin    sync.Mutex // held by whoever writes to the command
 }
 
-func newLife(a *Agent, o seal.Assign, secrets sandbox.Secrets, received time.Time) *life {
+// offer is an assignment as it came, checked.
+type offer struct {
+	seal.Assign
+	secrets  sandbox.Secrets
+	received time.Time
+	logger   *slog.Logger // of all that concerns it
+}
+
+func newLife(a *Agent, o offer) *life {
 	r := o.Verdict.Request
-	logger := a.loggerOf(o.Order.Assignment)
 	dcfg := a.cfg.Death
-	dcfg.Logger = logger
+	dcfg.Logger = o.logger
 	info := a.cfg.Driver.Info()
 	l := &life{
-		a: a, received: received, id: o.Verdict.Sandbox, assignment: o.Order.Assignment, verdict: o.Digest, req: r, logger: logger,
+		a: a, received: o.received, id: o.Verdict.Sandbox, assignment: o.Order.Assignment, verdict: o.Digest, req: r, logger: o.logger,
 		death:  thanatos.New(dcfg),
-		clock:  alecto.New(alecto.Terms{StartTimeout: r.StartTimeout, MaxDuration: r.MaxDuration}, received),
+		clock:  alecto.New(alecto.Terms{StartTimeout: r.StartTimeout, MaxDuration: r.MaxDuration}, o.received),
 		logged: make(chan struct{}), taken: make(chan struct{}), cut: make(chan struct{}), over: make(chan struct{}),
-		ended: make(chan struct{}), fed: make(chan struct{}), secrets: secrets,
+		ended: make(chan struct{}), fed: make(chan struct{}), secrets: o.secrets,
 	}
 	l.tell = newTeller(a, l.assignment, sandbox.Progress{Runtime: sandbox.Runtime{
 		Driver: info.Name, Version: info.Version, Accelerator: info.Accelerator,
 		Start: startCold, Attempt: l.assignment.Attempt,
-	}})
+	}}, o.logger)
 	return l
 }
 
@@ -145,7 +154,9 @@ var errNoLeave = errors.New("the control plane gave no leave to execute")
 
 // askLeave asks until there is an answer: after a yes the sandbox runs here or
 // nowhere, after a no it never runs here.
-func (l *life) askLeave(ctx context.Context) error {
+func (l *life) askLeave(ctx context.Context) (err error) {
+	began := time.Now()
+	defer func() { l.trace(tracing.Span{Name: "accept", Begin: began, Err: err}) }()
 	ask := func() (struct{}, error) {
 		_, err := call(ctx, l.a, func(ctx context.Context, req *nodev1.AcceptRequest) (*nodev1.AcceptResponse, error) {
 			return l.a.cfg.Control.Accept(ctx, req)
@@ -155,7 +166,7 @@ func (l *life) askLeave(ctx context.Context) error {
 		}
 		return struct{}{}, err
 	}
-	_, err := backoff.Retry(ctx, ask, backoff.WithBackOff(pauses()), backoff.WithMaxElapsedTime(0))
+	_, err = backoff.Retry(ctx, ask, backoff.WithBackOff(pauses()), backoff.WithMaxElapsedTime(0))
 	if err != nil {
 		if definite(err) {
 			l.logger.Info("no leave to execute", "error", err)
@@ -191,6 +202,7 @@ func (l *life) execute(ctx, sctx context.Context) error {
 	if _, _, dying := l.death.First(); dying {
 		return context.Canceled
 	}
+	l.started = at
 	l.clock.Started(at)
 	l.a.metrics.Started(at.Sub(l.received))
 	running := sync.OnceFunc(func() { l.tell.state(sandbox.Progress{State: sandbox.Running, At: at.UTC()}) })

@@ -3,6 +3,7 @@ package hecatoncheir
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"slices"
 	"strings"
 	"sync"
@@ -497,7 +498,7 @@ func TestStoppingEndsAll(t *testing.T) {
 // TestOutputThatNeverComes has a guest that announces more than it sends.
 func TestOutputThatNeverComes(t *testing.T) {
 	w := newWorld(t, options{config: func(c *Config) {
-		c.Connect = func(ctx context.Context, vm tartarus.VM) (Guest, error) {
+		c.Connect = func(ctx context.Context, vm tartarus.VM, _ *slog.Logger) (Guest, error) {
 			s, err := guestdial.Open(ctx, guestdial.Config{Dial: vm.Dial, DrainTimeout: 100 * time.Millisecond})
 			return session{s}, err
 		}

@@ -101,7 +101,7 @@ func (a *Agent) lostEnd(ctx context.Context, e journal.Entry) sandbox.End {
 	}
 	if !e.StartedAt.IsZero() {
 		end.Progress.State, end.Progress.At = sandbox.Running, e.StartedAt
-		logger := a.loggerOf(e.Assignment)
+		logger := a.loggerOf(a.base, e.Assignment)
 		output, err := hermes.Recover(filepath.Join(a.sandboxDir(e.Assignment.Sandbox), "log"))
 		if err != nil {
 			logger.Warn("the log of a lost sandbox is lost too", "error", err)
@@ -128,11 +128,11 @@ func (a *Agent) tellOld(ctx context.Context) error {
 		a.lives.Add(1)
 		go func() {
 			defer a.lives.Done()
-			told := a.report(a.base, e.Assignment, *e.End, func() bool { return false })
+			told := a.report(a.base, account{e.Assignment, *e.End, func() bool { return false }, a.loggerOf(a.base, e.Assignment)})
 			wg.Done()
 			if told {
 				if err := a.journal.Remove(e.Assignment.Sandbox); err != nil {
-					a.loggerOf(e.Assignment).Error("an entry could not be removed from the journal", "error", err)
+					a.loggerOf(a.base, e.Assignment).Error("an entry could not be removed from the journal", "error", err)
 				}
 			}
 		}()

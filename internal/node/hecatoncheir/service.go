@@ -17,16 +17,16 @@ import (
 )
 
 // Assign implements NodeService.
-func (a *Agent) Assign(_ context.Context, req *nodev1.AssignRequest) (*nodev1.AssignResponse, error) {
-	return &nodev1.AssignResponse{}, nodewire.StatusOf(a.assign(req))
+func (a *Agent) Assign(ctx context.Context, req *nodev1.AssignRequest) (*nodev1.AssignResponse, error) {
+	return &nodev1.AssignResponse{}, nodewire.StatusOf(a.assign(ctx, req))
 }
 
 // Kill implements NodeService.
-func (a *Agent) Kill(_ context.Context, req *nodev1.KillRequest) (*nodev1.KillResponse, error) {
-	return &nodev1.KillResponse{}, nodewire.StatusOf(a.kill(req.GetOrder()))
+func (a *Agent) Kill(ctx context.Context, req *nodev1.KillRequest) (*nodev1.KillResponse, error) {
+	return &nodev1.KillResponse{}, nodewire.StatusOf(a.kill(ctx, req.GetOrder()))
 }
 
-func (a *Agent) kill(order []byte) error {
+func (a *Agent) kill(ctx context.Context, order []byte) error {
 	a.mu.Lock()
 	ring, here := a.ring, seal.Here{Node: a.cfg.NodeID, Epoch: a.epoch, Now: time.Now()}
 	a.mu.Unlock()
@@ -44,6 +44,7 @@ func (a *Agent) kill(order []byte) error {
 	if o.Verdict != l.verdict || o.Assignment != l.assignment {
 		return fault.New(fault.Conflict, "the order is for another attempt of sandbox %q", l.id)
 	}
+	a.loggerOf(ctx, o.Assignment).Info("ordered to end it", "cause", o.Cause, "grace", o.Grace)
 	l.death.Take(thanatos.Order{Cause: o.Cause, Grace: o.Grace})
 	return nil
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/tartarus-vm/tartarus/internal/node/journal"
 	"github.com/tartarus-vm/tartarus/internal/node/tartarus"
 	"github.com/tartarus-vm/tartarus/internal/record/hermes"
+	"github.com/tartarus-vm/tartarus/internal/tracing"
 )
 
 // step is one thing that a sandbox needs before it can execute. Both funcs may
@@ -43,7 +44,9 @@ const undoTimeout = 20 * time.Second
 const guestReserveMiB = 24
 
 // prepare does the steps in order. What was begun is undone by undoAll.
-func (l *life) prepare(ctx context.Context) error {
+func (l *life) prepare(ctx context.Context) (err error) {
+	began := time.Now()
+	defer func() { l.trace(tracing.Span{Name: tracing.Prepare, Begin: began, Err: err}) }()
 	for _, s := range preparation {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -52,11 +55,21 @@ func (l *life) prepare(ctx context.Context) error {
 		began := time.Now()
 		err := errors.Join(s.do(l, ctx), l.step(s.name))
 		l.a.metrics.Prepared(s.name, time.Since(began))
+		l.trace(tracing.Span{Name: s.name, Below: tracing.Prepare, Begin: began, Err: err})
 		if err != nil {
 			return fmt.Errorf("step %s: %w", s.name, err)
 		}
 	}
 	return nil
+}
+
+// trace makes the span of a stage that ends now, unless its end is given.
+func (l *life) trace(s tracing.Span) {
+	s.Sandbox, s.Attempt = l.id, l.assignment.Attempt
+	if s.End.IsZero() {
+		s.End = time.Now()
+	}
+	l.a.cfg.Tracer.Stage(s)
 }
 
 // step lets tests fail it.
@@ -174,7 +187,7 @@ func (l *life) boot(ctx context.Context) error {
 			return err
 		}
 		var err error
-		guest, err = l.a.cfg.Connect(ctx, vm)
+		guest, err = l.a.cfg.Connect(ctx, vm, l.logger)
 		return err
 	}
 	policy := l.a.cfg.Boot

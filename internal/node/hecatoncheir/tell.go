@@ -2,6 +2,7 @@ package hecatoncheir
 
 import (
 	"context"
+	"log/slog"
 	"sync"
 	"time"
 
@@ -22,6 +23,7 @@ type teller struct {
 	a          *Agent
 	assignment sandbox.Assignment
 	kick       chan struct{} // there may be something new
+	logger     *slog.Logger
 
 	mu     sync.Mutex
 	opened bool               // accepted: before that nothing may be told
@@ -32,8 +34,8 @@ type teller struct {
 	begun  bool               // Running was among them
 }
 
-func newTeller(a *Agent, as sandbox.Assignment, facts sandbox.Progress) *teller {
-	return &teller{a: a, assignment: as, facts: facts, kick: make(chan struct{}, 1)}
+func newTeller(a *Agent, as sandbox.Assignment, facts sandbox.Progress, logger *slog.Logger) *teller {
+	return &teller{a: a, assignment: as, facts: facts, logger: logger, kick: make(chan struct{}, 1)}
 }
 
 func (t *teller) change(f func()) {
@@ -160,7 +162,7 @@ func (t *teller) told() {
 func (t *teller) bring(ctx context.Context, p sandbox.Progress) bool {
 	b, err := nodewire.EncodeProgress(p)
 	if err != nil {
-		t.a.cfg.Logger.Error("progress cannot be told", "sandbox", t.assignment.Sandbox, "error", err)
+		t.logger.Error("progress cannot be told", "error", err)
 		return false
 	}
 	req := &nodev1.ReportRequest{Assignment: nodewire.EncodeAssignment(t.assignment), Progress: b}
@@ -173,7 +175,7 @@ func (t *teller) bring(ctx context.Context, p sandbox.Progress) bool {
 	}
 	if _, err := backoff.Retry(ctx, try, backoff.WithBackOff(pauses()), backoff.WithMaxElapsedTime(0)); err != nil {
 		if ctx.Err() == nil {
-			t.a.cfg.Logger.Info("the control plane takes no progress", "sandbox", t.assignment.Sandbox, "error", err)
+			t.logger.Info("the control plane takes no progress", "error", err)
 		}
 		return false
 	}

@@ -76,6 +76,7 @@ func (b *Binder) Bind(ctx context.Context, c ledger.Claim, candidates []sandbox.
 // it is decided otherwise: accepted, ended, or fenced with its node.
 func (b *Binder) assign(ctx context.Context, a sandbox.Assignment, adm sandbox.Admitted) (Outcome, error) {
 	adm.Record.Runtime.Attempt, adm.Record.Node, adm.Record.Epoch = a.Attempt, a.Node, a.Epoch
+	logger := b.Logger.With("sandbox", a.Sandbox, "request_id", adm.Record.RequestID, "node", a.Node)
 	var refusal error
 	send := func() (struct{}, error) {
 		err := b.Orders.Assign(ctx, a, adm)
@@ -88,7 +89,7 @@ func (b *Binder) assign(ctx context.Context, a sandbox.Assignment, adm sandbox.A
 		case b.decided(ctx, a):
 			return struct{}{}, nil
 		}
-		b.Logger.Warn("assigning is uncertain; sending it again", "sandbox", a.Sandbox, "node", a.Node, "error", err)
+		logger.Warn("assigning is uncertain; sending it again", "error", err)
 		return struct{}{}, err
 	}
 	if _, err := backoff.Retry(ctx, send, backoff.WithBackOff(backoff.NewExponentialBackOff()), backoff.WithMaxElapsedTime(0)); err != nil {
@@ -97,7 +98,7 @@ func (b *Binder) assign(ctx context.Context, a sandbox.Assignment, adm sandbox.A
 	if refusal == nil {
 		return Bound, nil
 	}
-	b.Logger.Info("node refused a sandbox", "sandbox", a.Sandbox, "node", a.Node, "error", refusal)
+	logger.Info("node refused a sandbox", "error", refusal)
 	err := b.Ledger.Requeue(ctx, a, b.Clock().Add(refusalPause), "refused by its node: "+fault.KindOf(refusal).String())
 	if fault.Is(err, fault.Conflict) || fault.Is(err, fault.NotFound) {
 		return Overtaken, nil
