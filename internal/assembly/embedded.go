@@ -18,6 +18,7 @@ import (
 
 	"github.com/tartarus-vm/tartarus/internal/cli"
 	"github.com/tartarus-vm/tartarus/internal/control/acheron"
+	"github.com/tartarus-vm/tartarus/internal/control/census"
 	"github.com/tartarus-vm/tartarus/internal/control/cerberus"
 	"github.com/tartarus-vm/tartarus/internal/control/hades"
 	"github.com/tartarus-vm/tartarus/internal/control/ledger"
@@ -34,6 +35,7 @@ import (
 	"github.com/tartarus-vm/tartarus/internal/record/erebus/dirblobs"
 	"github.com/tartarus-vm/tartarus/internal/runner"
 	"github.com/tartarus-vm/tartarus/internal/seal"
+	"github.com/tartarus-vm/tartarus/internal/tracing"
 )
 
 // Config is what an embedded Tartarus is made of. The zero value is an up on
@@ -74,7 +76,7 @@ func Run(ctx context.Context, cfg Config, ready func(Running)) (err error) {
 		e.log = slog.New(slog.DiscardHandler)
 	}
 	defer func() { err = errors.Join(err, e.close()) }()
-	for _, step := range []func(context.Context) error{e.openFolders, e.detectNetwork, e.openImages, e.chooseDriver, e.openBook, e.build} {
+	for _, step := range []func(context.Context) error{e.openFolders, e.openTelemetry, e.detectNetwork, e.openImages, e.chooseDriver, e.openBook, e.build} {
 		if err := step(ctx); err != nil {
 			return err
 		}
@@ -105,7 +107,10 @@ type embedded struct {
 	api       *bufconn.Listener // the API, for this process itself
 	addresses []string
 	uids      hecatoncheir.UIDRange // none as an ordinary user
-	detected  func() error          // why sandboxes get no network cards here; nil if they do
+	metrics   *prometheus.Registry
+	tracer    *tracing.Tracer // nil: no traces
+	census    *census.Census
+	detected  func() error // why sandboxes get no network cards here; nil if they do
 	services  []runner.Service
 	undo      []func() error // in order; carried out in reverse
 }
@@ -202,7 +207,7 @@ func (e *embedded) openBook(ctx context.Context) (err error) {
 	if e.box, err = seal.LoadOrCreateBox(e.home.box()); err != nil {
 		return err
 	}
-	if e.book, err = sqliteledger.Open(ctx, sqliteledger.Config{Path: e.home.ledger(), Logger: e.log}); err != nil {
+	if e.book, err = sqliteledger.Open(ctx, sqliteledger.Config{Path: e.home.ledger(), Logger: e.log, Observer: e.census}); err != nil {
 		return err
 	}
 	e.later(e.book.Close)
@@ -227,13 +232,12 @@ func (e *embedded) openBook(ctx context.Context) (err error) {
 
 // build makes the parts and the order in which they start.
 func (e *embedded) build(ctx context.Context) error {
-	metrics := prometheus.NewRegistry()
 	w := newWire()
-	reg, err := hades.New(hades.Config{Ledger: e.book, Key: e.key, Box: e.box, Dial: w.dialNode, Logger: e.log})
+	reg, err := hades.New(hades.Config{Ledger: e.book, Key: e.key, Box: e.box, Dial: w.dialNode, Logger: e.log, Tracer: e.tracer})
 	if err != nil {
 		return err
 	}
-	agent, err := e.newAgent(w, metrics)
+	agent, err := e.newAgent(w)
 	if err != nil {
 		return err
 	}
@@ -249,7 +253,10 @@ func (e *embedded) build(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	server, err := e.newServer(reg, metrics)
+	if err := e.census.Read(census.Sources{Ledger: e.book, Queue: queue, Nodes: reg}); err != nil {
+		return err
+	}
+	server, err := e.newServer(reg)
 	if err != nil {
 		return err
 	}
@@ -266,7 +273,7 @@ func (e *embedded) build(ctx context.Context) error {
 	return ctx.Err()
 }
 
-func (e *embedded) newAgent(w *wire, metrics *prometheus.Registry) (*hecatoncheir.Agent, error) {
+func (e *embedded) newAgent(w *wire) (*hecatoncheir.Agent, error) {
 	capacity, err := hostCapacity(e.paths.root)
 	if err != nil {
 		return nil, err
@@ -282,7 +289,7 @@ func (e *embedded) newAgent(w *wire, metrics *prometheus.Registry) (*hecatonchei
 	e.later(conn.Close)
 	cfg := hecatoncheir.Config{
 		NodeID: "local", Dir: e.home.node(), Driver: e.driver, Images: e.images, Scratch: scratch, Blobs: e.logs,
-		Control: control, Capacity: capacity, Address: inMemory, UIDs: e.uids, Metrics: metrics, Logger: e.log,
+		Control: control, Capacity: capacity, Address: inMemory, UIDs: e.uids, Metrics: e.metrics, Tracer: e.tracer, Logger: e.log,
 	}
 	network, err := e.openNetwork()
 	if err != nil {
@@ -303,18 +310,18 @@ func (e *embedded) newAgent(w *wire, metrics *prometheus.Registry) (*hecatonchei
 	return hecatoncheir.New(cfg)
 }
 
-func (e *embedded) newServer(reg *hades.Registry, metrics *prometheus.Registry) (*olympus.Server, error) {
+func (e *embedded) newServer(reg *hades.Registry) (*olympus.Server, error) {
 	adm, err := olympus.NewAdmission(olympus.AdmissionConfig{
-		Policies: e.policies, Lookup: lookup{e.images}, Bench: bench(), Key: e.key, Box: e.box, Ledger: e.book,
+		Policies: e.policies, Lookup: lookup{e.images}, Bench: bench(), Key: e.key, Box: e.box, Ledger: e.census.Audited(e.book), Tracer: e.tracer,
 		Contracts: styx.Check, // else they would wait for a node that there cannot be
 	})
 	if err != nil {
 		return nil, err
 	}
 	return olympus.New(olympus.Config{
-		Auth: e.guard, Admission: adm, Records: e.book, Killing: e.book, Nodes: reg, Blobs: e.logs,
+		Auth: e.guard, Admission: adm, Records: e.book, Killing: e.census.Audited(e.book), Nodes: reg, Blobs: e.logs,
 		Operator: olympus.Operator{Templates: e.images, Nodes: reg, Audit: e.book, Policies: e.policies, Tokens: e.guard},
-		Metrics:  metrics, Log: e.log,
+		Metrics:  e.metrics, Tracer: e.tracer, Log: e.log,
 		Ready: func(ctx context.Context) error { _, err := e.book.Nodes(ctx); return err },
 	})
 }

@@ -27,9 +27,9 @@ func (e *embedded) keepHouse(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			// What was gathered in the minute under way is written too.
-			return e.guard.WriteDue(context.WithoutCancel(ctx), time.Now().Add(auditEvery), e.book.Audit)
+			return e.guard.WriteDue(context.WithoutCancel(ctx), time.Now().Add(auditEvery), e.census.Audited(e.book).Audit)
 		case <-audit.C:
-			err = e.guard.WriteDue(ctx, time.Now(), e.book.Audit)
+			err = e.guard.WriteDue(ctx, time.Now(), e.census.Audited(e.book).Audit)
 		case <-house.C:
 			err = e.clean(ctx, time.Now())
 		}

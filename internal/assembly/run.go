@@ -15,7 +15,7 @@ var handleUnknown tartarus.Handle
 func up(ctx context.Context, o cli.UpOptions, ready func([]string)) error {
 	cfg := Config{
 		StateDir: o.StateDir, Policy: o.Policy, Listen: o.Listen, VMM: o.VMM, Templates: []string{"base"}, Progress: o.Progress,
-		Logger: newLogger(stderr(), o.Verbose, slog.LevelInfo),
+		Logger: newLogger(stderr(), o.LogFormat, o.Verbose, slog.LevelInfo),
 	}
 	return Run(ctx, cfg, func(r Running) { ready(r.Addresses) })
 }
@@ -29,7 +29,7 @@ func local(ctx context.Context, o cli.LocalOptions) (cli.Local, func() error, er
 	}
 	cfg := Config{
 		StateDir: o.StateDir, Policy: o.Policy, VMM: o.VMM, Local: true, Templates: []string{template}, Progress: o.Progress,
-		Logger: newLogger(stderr(), o.Verbose, slog.LevelError),
+		Logger: newLogger(stderr(), cli.LogText, o.Verbose, slog.LevelError),
 	}
 	up := make(chan Running, 1)
 	done := make(chan error, 1)

@@ -86,7 +86,15 @@ type UpOptions struct {
 	VMM      VMMOptions
 	Verbose  bool
 	Progress func(Step)
+
+	LogFormat string // LogText or LogJSON
 }
+
+// The values of UpOptions.LogFormat.
+const (
+	LogText = "text"
+	LogJSON = "json"
+)
 
 // DoctorOptions are for Inside.Doctor.
 type DoctorOptions struct {

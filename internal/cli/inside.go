@@ -12,7 +12,7 @@ import (
 )
 
 func (a *app) upCommand() *cobra.Command {
-	o := UpOptions{}
+	o, logs := UpOptions{}, logFormat(LogText)
 	c := &cobra.Command{
 		Use:   "up",
 		Short: "Run Tartarus as a server on this host",
@@ -24,7 +24,7 @@ Unix socket (its own user and root need no token) and on a loopback address
   curl -H "Authorization: Bearer $(cat ~/.local/state/tartarus/admin-token)" http://127.0.0.1:7777/sandbox`,
 		Args: takes(),
 		RunE: func(c *cobra.Command, _ []string) error {
-			o.StateDir, o.Verbose = a.state(), a.verbose
+			o.StateDir, o.Verbose, o.LogFormat = a.state(), a.verbose, string(logs)
 			p := a.progress()
 			o.Progress = p.step
 			defer p.end()
@@ -39,6 +39,8 @@ Unix socket (its own user and root need no token) and on a loopback address
 	c.Flags().StringVar(&o.Policy, "policy", "", "policy `FILE`; without, the built-in policy")
 	o.VMM.flags(c)
 	c.Flags().StringVar(&o.Listen, "listen", "127.0.0.1:7777", "loopback `ADDRESS`; empty: none")
+	c.Flags().Var(&logs, "log-format", "`FORMAT` of the log on stderr: text or json")
+	_ = c.RegisterFlagCompletionFunc("log-format", cobra.FixedCompletions(logFormats, cobra.ShellCompDirectiveNoFileComp)) // the flag is there
 	return c
 }
 

@@ -39,6 +39,26 @@ func (f *format) String() string { return string(*f) }
 // Type is of pflag.Value; an error says that a value is none.
 func (f *format) Type() string { return "format; there are " + strings.Join(formats, ", ") }
 
+// logFormat is the value of --log-format.
+type logFormat string
+
+var logFormats = []string{LogText, LogJSON}
+
+// Set is of pflag.Value.
+func (f *logFormat) Set(s string) error {
+	if !slices.Contains(logFormats, s) {
+		return errors.New("unknown")
+	}
+	*f = logFormat(s)
+	return nil
+}
+
+// String is of pflag.Value.
+func (f *logFormat) String() string { return string(*f) }
+
+// Type is of pflag.Value; an error says that a value is none.
+func (f *logFormat) Type() string { return "format; there are " + strings.Join(logFormats, ", ") }
+
 // outputFlag gives c the flag -o.
 func (a *app) outputFlag(c *cobra.Command, preset format) {
 	chosen := preset

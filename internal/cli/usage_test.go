@@ -105,8 +105,20 @@ func TestUp(t *testing.T) {
 	if r.code != 0 || r.errout != "template base: storing\ntartarus: listening on unix:///s\ntartarus: listening on http://127.0.0.1:1\n" {
 		t.Errorf("%+v", r)
 	}
-	if got.StateDir != "/state" || got.Listen != "127.0.0.1:1" || got.Policy != "p" || got.Verbose {
+	if got.StateDir != "/state" || got.Listen != "127.0.0.1:1" || got.Policy != "p" || got.Verbose || got.LogFormat != LogText {
 		t.Errorf("%+v", got)
+	}
+}
+
+func TestLogFormat(t *testing.T) {
+	var got UpOptions
+	inside := Inside{Up: func(_ context.Context, o UpOptions, _ func([]string)) error { got = o; return nil }}
+	if r := (call{inside: inside}).main(t, "up", "--log-format", "json"); r.code != 0 || got.LogFormat != LogJSON {
+		t.Errorf("%+v, %+v", r, got)
+	}
+	r := call{inside: inside}.main(t, "up", "--log-format", "xml")
+	if r.code == 0 || !strings.Contains(r.errout, "text, json") {
+		t.Errorf("%+v", r)
 	}
 }
 
