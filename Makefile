@@ -56,7 +56,7 @@ generate: ## the code that comes from the API's definition, and the docs that co
 	UPDATE=1 $(GO) test ./internal/archtest -run 'Glossary|Tables' -count=1
 
 bench: build ## benchmarks, each beside a raw floor
-	$(GO) test -run '^$$' -bench . -benchtime 2s ./internal/control/ledger/... ./internal/guest/guestwire/...
+	$(GO) test -run '^$$' -bench . -benchtime 2s ./internal/control/ledger/... ./internal/control/census ./internal/guest/guestwire/...
 
 deps:
 	@scripts/deps.sh run

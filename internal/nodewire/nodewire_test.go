@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"pgregory.net/rapid"
 
@@ -181,4 +182,25 @@ func FuzzDecode(f *testing.F) {
 			}
 		}
 	})
+}
+
+// The ID of a request travels as it is; what could not be logged as it is
+// does not.
+func TestRequestID(t *testing.T) {
+	arrived := func(id string) string {
+		md, _ := metadata.FromOutgoingContext(WithRequestID(context.Background(), id))
+		return RequestID(metadata.NewIncomingContext(context.Background(), md))
+	}
+	if got := arrived("req-abc234"); got != "req-abc234" {
+		t.Errorf("arrived as %q", got)
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		id := rapid.String().Draw(t, "id")
+		if got := arrived(id); got != "" && (got != id || len(got) > 64 || strings.ContainsAny(got, "\n\"= ")) {
+			t.Fatalf("%q arrived as %q", id, got)
+		}
+	})
+	if got := RequestID(context.Background()); got != "" {
+		t.Errorf("without one: %q", got)
+	}
 }
