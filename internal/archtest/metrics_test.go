@@ -25,6 +25,7 @@ type dashboard struct {
 
 var (
 	aMetric   = regexp.MustCompile(`\b((?:tartarus|go|process)_[a-z_]+)(?:\{([^}]*)\})?`)
+	aName     = regexp.MustCompile(`\btartarus_[a-z_]+[a-z]\b`)
 	aMatcher  = regexp.MustCompile(`(\w+)(=~|!~|!=|=)"([^"]*)"`)
 	aGrouping = regexp.MustCompile(`by \(([^)]*)\)`)
 	inRate    = regexp.MustCompile(`(?:rate|increase)\($`)
@@ -67,6 +68,12 @@ func TestDashboard(t *testing.T) {
 			for _, row := range checkQuery(t, p.Title, target.Expr) {
 				used[row.Name] = true
 			}
+		}
+	}
+	for _, m := range aName.FindAllString(string(b), -1) { // variables, too
+		known := slices.ContainsFunc(metrics.Table(), func(r metrics.Row) bool { return string(r.Name) == m })
+		if _, series := rowFor(m); !known && !series {
+			t.Errorf("the dashboard speaks of %s, which there is not", m)
 		}
 	}
 	for _, r := range metrics.Table() {
@@ -136,7 +143,7 @@ func TestMetricsInDocs(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, m := range regexp.MustCompile(`\btartarus_[a-z_]+[a-z]\b`).FindAllString(string(b), -1) {
+		for _, m := range aName.FindAllString(string(b), -1) {
 			seen++
 			known := slices.ContainsFunc(metrics.Table(), func(r metrics.Row) bool { return string(r.Name) == m })
 			if _, series := rowFor(m); !known && !series {

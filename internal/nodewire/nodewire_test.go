@@ -194,6 +194,9 @@ func TestRequestID(t *testing.T) {
 	if got := arrived("req-abc234"); got != "req-abc234" {
 		t.Errorf("arrived as %q", got)
 	}
+	if got := arrived(strings.Repeat("a", 65)); got != "" {
+		t.Errorf("one that is too long arrived as %q", got)
+	}
 	rapid.Check(t, func(t *rapid.T) {
 		id := rapid.String().Draw(t, "id")
 		if got := arrived(id); got != "" && (got != id || len(got) > 64 || strings.ContainsAny(got, "\n\"= ")) {
