@@ -1,5 +1,5 @@
-// Package seal is the signing and checking of verdicts and orders, and the
-// keeping of secrets until a start.
+// Package seal is the signing and checking of verdicts, orders and audit
+// checkpoints, and the keeping of secrets until a start.
 //
 // A verdict or an order travels as one envelope:
 //
@@ -12,9 +12,10 @@
 // the key ID and the payload, so that one kind never passes for another. The
 // payload is not parsed before the signature holds, and then strictly: it must
 // be the very bytes that its value encodes to. The digest of a verdict is the
-// SHA-256 of the whole envelope.
+// SHA-256 of the whole envelope. A checkpoint is the same, written as one line
+// of JSON.
 //
 // History of the formats:
 //
-//	v1  verdict, order, secrets
+//	v1  verdict, order, secrets; audit checkpoint
 package seal

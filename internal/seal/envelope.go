@@ -27,8 +27,9 @@ const (
 type domain string
 
 const (
-	verdictDomain domain = "tartarus verdict v1\n"
-	orderDomain   domain = "tartarus order v1\n"
+	verdictDomain    domain = "tartarus verdict v1\n"
+	orderDomain      domain = "tartarus order v1\n"
+	checkpointDomain domain = "tartarus audit checkpoint v1\n"
 )
 
 // signed is what a signature of the domain is over.
@@ -97,7 +98,7 @@ func digestOf(b []byte) sandbox.Digest {
 	return sandbox.Digest("sha256:" + hex.EncodeToString(sum[:]))
 }
 
-// refuse is the error of a verdict or order that does not hold.
+// refuse is the error of something signed that does not hold.
 func refuse(what string, why error) error {
 	return fault.New(fault.PolicyDenied, "the %s does not hold: %v", what, why).
 		WithHint("Whoever sent it is not this control plane, or its clock or key differs; see the node's and the server's keys and times.")

@@ -1,21 +1,25 @@
 package seal
 
 import (
+	"bytes"
 	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/hex"
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/tartarus-vm/tartarus/internal/fault"
 )
 
 const (
-	keyIDLen = 16 // hexadecimal digits
-	pemType  = "PRIVATE KEY"
+	keyIDLen      = 16 // hexadecimal digits
+	pemType       = "PRIVATE KEY"
+	publicPEMType = "PUBLIC KEY"
 )
 
 // KeyID is the short name of a public key: the first 16 hexadecimal digits of
@@ -93,6 +97,41 @@ func (k *Key) ID() string { return k.id }
 
 // Public is what nodes check with.
 func (k *Key) Public() ed25519.PublicKey { return k.private.Public().(ed25519.PublicKey) }
+
+// PublicPEM is the public key for people to keep: PKIX in PEM.
+func (k *Key) PublicPEM() ([]byte, error) {
+	der, err := x509.MarshalPKIXPublicKey(k.Public())
+	if err != nil {
+		return nil, err
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: publicPEMType, Bytes: der}), nil
+}
+
+// ParsePublicKey reads a public key as PublicPEM writes it, or that PEM's one
+// line of base64 by itself.
+func ParsePublicKey(text []byte) (ed25519.PublicKey, error) {
+	refuse := fault.New(fault.InvalidArgument, "that is no Ed25519 public key").
+		WithHint("Give the PEM that up keeps beside its signing key (up/signing.pub in the state folder), or the line of base64 in it.")
+	der, err := base64.StdEncoding.DecodeString(strings.TrimSpace(string(text)))
+	if block, rest := pem.Decode(text); block != nil {
+		if block.Type != publicPEMType || len(bytes.TrimSpace(rest)) != 0 {
+			return nil, refuse
+		}
+		der, err = block.Bytes, nil
+	}
+	if err != nil {
+		return nil, refuse
+	}
+	parsed, err := x509.ParsePKIXPublicKey(der)
+	if err != nil {
+		return nil, refuse
+	}
+	pub, ok := parsed.(ed25519.PublicKey)
+	if !ok {
+		return nil, refuse
+	}
+	return pub, nil
+}
 
 // Ring is the set of public keys that are believed. It is never changed after
 // it was made, and may be used by many at once.
