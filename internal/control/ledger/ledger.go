@@ -28,6 +28,7 @@ type Ledger interface {
 	Queue
 	Placements
 	Book
+	Audits
 	Tokens
 
 	// Close ends the use of the store. Steps under way finish first.
@@ -214,14 +215,24 @@ type Book interface {
 	// of it: VMOverheadMiB is in it for each.
 	Nodes(ctx context.Context) ([]sandbox.Node, error)
 
-	// AuditEntries returns a part of the audit chain, oldest first.
-	AuditEntries(ctx context.Context, q AuditQuery) ([]sandbox.AuditEntry, error)
-
 	// Prune removes ended records that are too many or too old, their events
 	// and expired idempotency keys. Too many are those beyond the Count that
 	// ended last; too old those that ended more than Age ago. Audit entries
 	// and live records stay.
 	Prune(ctx context.Context, keep Retention, now time.Time) (removed int, err error)
+}
+
+// Audits is the audit chain as it can be read.
+type Audits interface {
+	// AuditEntries returns the entries that q selects, oldest first.
+	AuditEntries(ctx context.Context, q AuditQuery) ([]sandbox.AuditEntry, error)
+
+	// AuditRows returns entries with Seq > after as they are stored, whatever
+	// became of them, oldest first; limit is as in AuditQuery.
+	AuditRows(ctx context.Context, after int64, limit int) ([]AuditRow, error)
+
+	// AuditHead is where the chain ends now.
+	AuditHead(ctx context.Context) (AuditHead, error)
 }
 
 // Query selects records. The zero value is every record of all tenants.
@@ -258,24 +269,44 @@ type Tokens interface {
 	ListTokens(ctx context.Context, tenant string) ([]Token, error)
 	// RevokeToken sets RevokedAt; the first time stays.
 	RevokeToken(ctx context.Context, id string, at time.Time) error
+	// TouchTokens sets when tokens, by ID, were used last; a later time stays,
+	// and one that is not there is passed over.
+	TouchTokens(ctx context.Context, used map[string]time.Time) error
 }
 
 // Token is what is kept of a token.
 type Token struct {
-	ID        string
-	Hash      [32]byte
-	Tenant    string
-	Scopes    []sandbox.Scope
-	CreatedAt time.Time
-	ExpiresAt time.Time // zero: never
-	RevokedAt time.Time // zero: not revoked
+	ID         string
+	Hash       [32]byte
+	Tenant     string
+	Scopes     []sandbox.Scope
+	CreatedAt  time.Time
+	ExpiresAt  time.Time // zero: never
+	RevokedAt  time.Time // zero: not revoked
+	LastUsedAt time.Time // by about a minute; zero: never
 }
 
-// AuditQuery selects audit entries, oldest first.
+// AuditQuery selects audit entries. What is empty selects all.
 type AuditQuery struct {
-	Tenant string // "" for all
-	After  int64  // Seq
-	Limit  int    // 100 if zero, at most 1000
+	Tenant   string
+	Action   string
+	Decision sandbox.Decision
+	Sandbox  sandbox.ID
+	Since    time.Time // from then on
+	Until    time.Time // before then
+	After    int64     // Seq
+	Limit    int       // 100 if zero, at most 1000
+}
+
+// Selects reports whether q selects e, its Limit apart.
+func (q AuditQuery) Selects(e sandbox.AuditEntry) bool {
+	return e.Seq > q.After &&
+		(q.Tenant == "" || e.Tenant == q.Tenant) &&
+		(q.Action == "" || e.Action == q.Action) &&
+		(q.Decision == "" || e.Decision == q.Decision) &&
+		(q.Sandbox == "" || e.Sandbox == q.Sandbox) &&
+		(q.Since.IsZero() || !e.Time.Before(q.Since)) &&
+		(q.Until.IsZero() || e.Time.Before(q.Until))
 }
 
 // The bounds of pages.

@@ -61,10 +61,51 @@ var auditCases = []testCase{
 			}
 		}
 	}},
-	{"AuditEntries selects by tenant and Seq, oldest first", func(t *testing.T, w *world) {
-		for i := range 6 {
+	{"AuditRows are the bytes that the chain stands on, and AuditHead is its end", func(t *testing.T, w *world) {
+		head, err := w.l.AuditHead(w.ctx)
+		w.must(err)
+		if head != (ledger.AuditHead{}) {
+			t.Errorf("the head of an empty chain is %+v", head)
+		}
+		for i := range 7 {
 			e := w.audit("x")
-			e.Tenant = []string{"a", "b"}[i%2]
+			e.Tenant = []string{"a", "b\xff"}[i%2]
+			w.must(w.l.Audit(w.ctx, e))
+		}
+		var chain ledger.AuditChain
+		for after, pages := int64(0), 0; ; pages++ {
+			rows, err := w.l.AuditRows(w.ctx, after, 3)
+			w.must(err)
+			if len(rows) == 0 {
+				if pages != 3 {
+					t.Errorf("it came in %d pages", pages)
+				}
+				break
+			}
+			for _, r := range rows {
+				e, err := chain.Next(r)
+				w.must(err)
+				after++
+				if r.Seq != after || e.Seq != after || r.Tenant != []string{"b\uFFFD", "a"}[after%2] || e.Tenant != r.Tenant {
+					t.Errorf("row %+v, entry %+v; want number %d", r, e, after)
+				}
+			}
+		}
+		head, err = w.l.AuditHead(w.ctx)
+		w.must(err)
+		if head != chain.Head() || head.Seq != 7 {
+			t.Errorf("the head is %+v, want %+v", head, chain.Head())
+		}
+	}},
+	{"AuditEntries selects, oldest first", func(t *testing.T, w *world) {
+		start := w.now
+		for i := range 6 {
+			e := w.audit([]string{"run", "kill", "run"}[i%3])
+			e.Tenant, e.Sandbox = []string{"a", "b"}[i%2], makeID(i/3)
+			e.Time = start.Add(time.Duration(i) * time.Second)
+			if i == 4 {
+				e.Decision = sandbox.Deny
+			}
 			w.must(w.l.Audit(w.ctx, e))
 		}
 		for _, c := range []struct {
@@ -75,6 +116,14 @@ var auditCases = []testCase{
 			{ledger.AuditQuery{After: 4}, []int64{5, 6}},
 			{ledger.AuditQuery{Tenant: "a", After: 1, Limit: 1}, []int64{3}},
 			{ledger.AuditQuery{Tenant: "c"}, nil},
+			{ledger.AuditQuery{Action: "kill"}, []int64{2, 5}},
+			{ledger.AuditQuery{Decision: sandbox.Deny}, []int64{5}},
+			{ledger.AuditQuery{Sandbox: makeID(1)}, []int64{4, 5, 6}},
+			{ledger.AuditQuery{Since: start.Add(4 * time.Second)}, []int64{5, 6}},
+			{ledger.AuditQuery{Until: start.Add(time.Second)}, []int64{1}},
+			{ledger.AuditQuery{Until: start.Add(time.Second + 1)}, []int64{1, 2}},
+			{ledger.AuditQuery{Since: start.Add(1), Until: start.Add(5 * time.Second), Action: "run", After: 3, Tenant: "b"}, []int64{4}},
+			{ledger.AuditQuery{Action: "run", Limit: 2, After: 1}, []int64{3, 4}},
 		} {
 			got, err := w.l.AuditEntries(w.ctx, c.q)
 			w.must(err)
@@ -141,6 +190,24 @@ var tokenCases = []testCase{
 		}
 		// To store it again as it was does not bring it back.
 		w.refused(w.l.PutToken(w.ctx, k), fault.Conflict)
+	}},
+	{"A token remembers when it was used last", func(t *testing.T, w *world) {
+		k := ledger.Token{ID: "t1", Hash: [32]byte{1}, Tenant: "a", CreatedAt: w.now}
+		w.must(w.l.PutToken(w.ctx, k))
+		for _, used := range []time.Time{w.now.Add(time.Minute), w.now.Add(time.Second)} { // the earlier one is late
+			w.must(w.l.TouchTokens(w.ctx, map[string]time.Time{"t1": used, "gone": used}))
+			got, err := w.l.TokenByHash(w.ctx, k.Hash)
+			w.must(err)
+			if !got.LastUsedAt.Equal(w.now.Add(time.Minute)) {
+				t.Errorf("it was used last at %v", got.LastUsedAt)
+			}
+		}
+		w.must(w.l.PutToken(w.ctx, k)) // still the very same
+		list, err := w.l.ListTokens(w.ctx, "")
+		w.must(err)
+		if len(list) != 1 || !list[0].LastUsedAt.Equal(w.now.Add(time.Minute)) {
+			t.Errorf("the list is %+v", list)
+		}
 	}},
 	{"Tokens are listed by tenant, oldest first", func(t *testing.T, w *world) {
 		for i, id := range []string{"t3", "t1", "t2"} {

@@ -215,11 +215,11 @@ func (l *Ledger) Nodes(ctx context.Context) (out []sandbox.Node, err error) {
 	return out, err
 }
 
-// AuditEntries implements ledger.Book.
+// AuditEntries implements ledger.Audits.
 func (l *Ledger) AuditEntries(ctx context.Context, q ledger.AuditQuery) (out []sandbox.AuditEntry, err error) {
 	err = l.read(ctx, func() error {
 		for _, a := range l.audit {
-			if a.Seq <= q.After || q.Tenant != "" && a.Tenant != q.Tenant {
+			if !q.Selects(a) {
 				continue
 			}
 			if len(out) == ledger.PageSize(q.Limit) {
@@ -234,6 +234,35 @@ func (l *Ledger) AuditEntries(ctx context.Context, q ledger.AuditQuery) (out []s
 		return nil
 	})
 	return out, err
+}
+
+// AuditRows implements ledger.Audits.
+func (l *Ledger) AuditRows(ctx context.Context, after int64, limit int) (out []ledger.AuditRow, err error) {
+	err = l.read(ctx, func() error {
+		from := min(max(after, 0), int64(len(l.audit)))
+		to := min(from+int64(ledger.PageSize(limit)), int64(len(l.audit)))
+		for _, a := range l.audit[from:to] {
+			text, err := ledger.AuditText(a)
+			if err != nil {
+				return err
+			}
+			out = append(out, ledger.AuditRow{Seq: a.Seq, Tenant: a.Tenant, Text: text})
+		}
+		return nil
+	})
+	return out, err
+}
+
+// AuditHead implements ledger.Audits.
+func (l *Ledger) AuditHead(ctx context.Context) (h ledger.AuditHead, err error) {
+	err = l.read(ctx, func() error {
+		if n := len(l.audit); n > 0 {
+			h.Seq = l.audit[n-1].Seq
+			h.Digest, err = ledger.AuditDigest(l.audit[n-1])
+		}
+		return err
+	})
+	return h, err
 }
 
 // Prune implements ledger.Book.
@@ -330,5 +359,18 @@ func (l *Ledger) RevokeToken(ctx context.Context, id string, at time.Time) error
 		t.RevokedAt = at.UTC().Round(0)
 		l.tokens[id] = t
 		return true, nil
+	})
+}
+
+// TouchTokens implements ledger.Tokens.
+func (l *Ledger) TouchTokens(ctx context.Context, used map[string]time.Time) error {
+	return l.step(ctx, func() (bool, error) {
+		for id, at := range used {
+			if t, ok := l.tokens[id]; ok && at.After(t.LastUsedAt) {
+				t.LastUsedAt = at.UTC().Round(0)
+				l.tokens[id] = t
+			}
+		}
+		return false, nil // nobody waits for it
 	})
 }

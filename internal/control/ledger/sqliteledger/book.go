@@ -205,23 +205,6 @@ func (l *Ledger) Nodes(ctx context.Context) (out []sandbox.Node, err error) {
 	return out, err
 }
 
-// AuditEntries implements ledger.Book.
-func (l *Ledger) AuditEntries(ctx context.Context, q ledger.AuditQuery) (out []sandbox.AuditEntry, err error) {
-	sql, args := sqlAudit, []any{q.After, ledger.PageSize(q.Limit)}
-	if q.Tenant != "" {
-		sql, args = sqlAuditOfTenant, append(args, q.Tenant)
-	}
-	err = l.read(ctx, func(c *conn) error {
-		return c.query(func(s *sqlite3.Stmt) error {
-			var a sandbox.AuditEntry
-			err := parse(s, 0, &a)
-			out = append(out, a)
-			return err
-		}, sql, args...)
-	})
-	return out, err
-}
-
 // pruneAtOnce bounds what one transaction removes, so that other steps need
 // not wait for a long one.
 const pruneAtOnce = 200

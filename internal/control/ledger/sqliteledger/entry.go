@@ -119,23 +119,6 @@ func (t *txn) insert(e *ledgerstep.Entry, a sandbox.Admitted) error {
 	return t.exec(sqlInsertSealed, string(rec.ID), limits, a.Verdict, a.Secrets)
 }
 
-// audit appends an entry to the chain.
-func (t *txn) audit(a sandbox.AuditEntry) error {
-	a.Seq, a.PrevDigest = 1, ""
-	if _, err := t.first(func(s *sqlite3.Stmt) error {
-		a.Seq, a.PrevDigest = s.ColumnInt64(0)+1, ledger.DigestOf(s.ColumnRawText(1))
-		return nil
-	}, sqlAuditTail); err != nil {
-		return err
-	}
-	doc, err := ledger.AuditText(a)
-	if err != nil {
-		return err
-	}
-	t.changed = true
-	return t.exec(sqlInsertAudit, a.Seq, a.Tenant, document(doc))
-}
-
 // record reads a record.
 func (c *conn) record(id sandbox.ID) (rec sandbox.Record, err error) {
 	found, err := c.first(func(s *sqlite3.Stmt) error { return parse(s, 0, &rec) }, sqlRecord, string(id))

@@ -27,7 +27,7 @@ func TestNoStepReadsWholeTables(t *testing.T) {
 		"delete live": sqlDeleteLive, "delete sealed": sqlDeleteSealed, "admitted": sqlAdmitted, "events": sqlEvents,
 		"live count": sqlLiveCount, "usage": sqlUsage, "node use": sqlNodeUse,
 		"next": sqlNext, "next early": sqlNextEarly, "overdue": sqlNextOverdue, "serve": sqlServe,
-		"key": sqlKey, "node": sqlNode, "audit tail": sqlAuditTail, "audit": sqlAudit, "audit of tenant": sqlAuditOfTenant,
+		"key": sqlKey, "node": sqlNode, "audit tail": sqlAuditTail, "audit": sqlAudit, "audit of tenant": sqlAuditOfTenant, "audit rows": sqlAuditRows,
 		"token": sqlTokenByHash, "token clash": sqlTokenClash, "delete keys": sqlDeleteKeys,
 		"too old": sqlTooOld, "delete record": sqlDeleteRecord, "delete events": sqlDeleteEvents,
 		"list by tenant and state": listSQL(ledger.Query{Tenant: "a"}, "queued"),

@@ -244,8 +244,9 @@ const (
 
 	sqlAuditTail     = `SELECT seq, doc FROM audit ORDER BY seq DESC LIMIT 1`
 	sqlInsertAudit   = `INSERT INTO audit (seq, tenant, doc) VALUES (?1, ?2, ?3)`
-	sqlAudit         = `SELECT doc FROM audit WHERE seq > ?1 ORDER BY seq LIMIT ?2`
-	sqlAuditOfTenant = `SELECT doc FROM audit WHERE seq > ?1 AND tenant = ?3 ORDER BY seq LIMIT ?2`
+	sqlAudit         = `SELECT doc FROM audit WHERE seq > ?1 ORDER BY seq`
+	sqlAuditOfTenant = `SELECT doc FROM audit WHERE seq > ?1 AND tenant = ?2 ORDER BY seq`
+	sqlAuditRows     = `SELECT seq, tenant, doc FROM audit WHERE seq > ?1 ORDER BY seq LIMIT ?2`
 
 	sqlTokenClash  = `SELECT doc FROM tokens WHERE id = ?1 OR hash = ?2`
 	sqlInsertToken = `INSERT INTO tokens (id, hash, tenant, created_at, doc) VALUES (?1, ?2, ?3, ?4, ?5)`

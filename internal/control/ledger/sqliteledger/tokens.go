@@ -73,11 +73,36 @@ func (l *Ledger) RevokeToken(ctx context.Context, id string, at time.Time) error
 			return nil
 		}
 		k.RevokedAt = at.UTC().Round(0)
-		doc, err := text(k)
-		if err != nil {
-			return err
-		}
 		t.changed = true
-		return t.exec(sqlUpdateToken, id, doc)
+		return t.updateToken(k)
 	})
+}
+
+// TouchTokens implements ledger.Tokens.
+func (l *Ledger) TouchTokens(ctx context.Context, used map[string]time.Time) error {
+	return l.step(ctx, func(t *txn) error { // nobody waits for it: it is no change
+		for id, at := range used {
+			var k ledger.Token
+			found, err := t.first(func(s *sqlite3.Stmt) error { return parse(s, 0, &k) }, sqlTokenByID, id)
+			if err != nil {
+				return err
+			}
+			if !found || !at.After(k.LastUsedAt) {
+				continue
+			}
+			k.LastUsedAt = at.UTC().Round(0)
+			if err := t.updateToken(k); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func (t *txn) updateToken(k ledger.Token) error {
+	doc, err := text(k)
+	if err != nil {
+		return err
+	}
+	return t.exec(sqlUpdateToken, k.ID, doc)
 }
