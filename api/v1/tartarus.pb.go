@@ -2659,7 +2659,21 @@ type ListAuditRequest struct {
 	// From the page before.
 	PageToken string `protobuf:"bytes,2,opt,name=page_token,proto3" json:"page_token,omitempty"`
 	// Entries on a page: 100 if 0, at most 1000.
-	PageSize      int32 `protobuf:"varint,3,opt,name=page_size,proto3" json:"page_size,omitempty"`
+	PageSize int32 `protobuf:"varint,3,opt,name=page_size,proto3" json:"page_size,omitempty"`
+	// Only this action: run, kill, token.create, …
+	Action string `protobuf:"bytes,4,opt,name=action,proto3" json:"action,omitempty"`
+	// Only this decision: allow or deny.
+	Decision string `protobuf:"bytes,5,opt,name=decision,proto3" json:"decision,omitempty"`
+	// Only those about this sandbox.
+	Sandbox string `protobuf:"bytes,6,opt,name=sandbox,proto3" json:"sandbox,omitempty"`
+	// Only those from this time on.
+	Since *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=since,proto3" json:"since,omitempty"`
+	// Only those before this time.
+	Until *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=until,proto3" json:"until,omitempty"`
+	// All entries as they are stored, for whoever checks the chain: text is set,
+	// and beside it only seq and tenant, by which the entry is found. Goes with
+	// no other choice of entries.
+	Stored        bool `protobuf:"varint,9,opt,name=stored,proto3" json:"stored,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2713,6 +2727,48 @@ func (x *ListAuditRequest) GetPageSize() int32 {
 		return x.PageSize
 	}
 	return 0
+}
+
+func (x *ListAuditRequest) GetAction() string {
+	if x != nil {
+		return x.Action
+	}
+	return ""
+}
+
+func (x *ListAuditRequest) GetDecision() string {
+	if x != nil {
+		return x.Decision
+	}
+	return ""
+}
+
+func (x *ListAuditRequest) GetSandbox() string {
+	if x != nil {
+		return x.Sandbox
+	}
+	return ""
+}
+
+func (x *ListAuditRequest) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *ListAuditRequest) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
+func (x *ListAuditRequest) GetStored() bool {
+	if x != nil {
+		return x.Stored
+	}
+	return false
 }
 
 type ListAuditResponse struct {
@@ -2783,7 +2839,10 @@ type AuditEntry struct {
 	PolicyVersion string                 `protobuf:"bytes,10,opt,name=policy_version,proto3" json:"policy_version,omitempty"`
 	Reasons       []*Reason              `protobuf:"bytes,11,rep,name=reasons,proto3" json:"reasons,omitempty"`
 	// Of the entry before: what makes it a chain.
-	PrevDigest    string `protobuf:"bytes,12,opt,name=prev_digest,proto3" json:"prev_digest,omitempty"`
+	PrevDigest string `protobuf:"bytes,12,opt,name=prev_digest,proto3" json:"prev_digest,omitempty"`
+	// The bytes that the next entry's prev_digest is the SHA-256 of; only with
+	// stored.
+	Text          []byte `protobuf:"bytes,13,opt,name=text,proto3" json:"text,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2900,6 +2959,13 @@ func (x *AuditEntry) GetPrevDigest() string {
 		return x.PrevDigest
 	}
 	return ""
+}
+
+func (x *AuditEntry) GetText() []byte {
+	if x != nil {
+		return x.Text
+	}
+	return nil
 }
 
 type GetPolicyRequest struct {
@@ -3200,13 +3266,15 @@ func (x *ListTokensResponse) GetTokens() []*Token {
 
 // What is kept of a token.
 type Token struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Tenant        string                 `protobuf:"bytes,2,opt,name=tenant,proto3" json:"tenant,omitempty"`
-	Scopes        []string               `protobuf:"bytes,3,rep,name=scopes,proto3" json:"scopes,omitempty"`
-	CreatedAt     *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=created_at,proto3" json:"created_at,omitempty"`
-	ExpiresAt     *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=expires_at,proto3" json:"expires_at,omitempty"`
-	RevokedAt     *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=revoked_at,proto3" json:"revoked_at,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Id        string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Tenant    string                 `protobuf:"bytes,2,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Scopes    []string               `protobuf:"bytes,3,rep,name=scopes,proto3" json:"scopes,omitempty"`
+	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=created_at,proto3" json:"created_at,omitempty"`
+	ExpiresAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=expires_at,proto3" json:"expires_at,omitempty"`
+	RevokedAt *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=revoked_at,proto3" json:"revoked_at,omitempty"`
+	// By about a minute; unset if it never was.
+	LastUsedAt    *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=last_used_at,proto3" json:"last_used_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3279,6 +3347,13 @@ func (x *Token) GetExpiresAt() *timestamppb.Timestamp {
 func (x *Token) GetRevokedAt() *timestamppb.Timestamp {
 	if x != nil {
 		return x.RevokedAt
+	}
+	return nil
+}
+
+func (x *Token) GetLastUsedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastUsedAt
 	}
 	return nil
 }
@@ -3723,16 +3798,22 @@ const file_v1_tartarus_proto_rawDesc = "" +
 	"\n" +
 	"memory_mib\x18\x02 \x01(\x01R\n" +
 	"memory_mib\x12\x1a\n" +
-	"\bdisk_mib\x18\x03 \x01(\x01R\bdisk_mib\"h\n" +
+	"\bdisk_mib\x18\x03 \x01(\x01R\bdisk_mib\"\xb2\x02\n" +
 	"\x10ListAuditRequest\x12\x16\n" +
 	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x1e\n" +
 	"\n" +
 	"page_token\x18\x02 \x01(\tR\n" +
 	"page_token\x12\x1c\n" +
-	"\tpage_size\x18\x03 \x01(\x05R\tpage_size\"p\n" +
+	"\tpage_size\x18\x03 \x01(\x05R\tpage_size\x12\x16\n" +
+	"\x06action\x18\x04 \x01(\tR\x06action\x12\x1a\n" +
+	"\bdecision\x18\x05 \x01(\tR\bdecision\x12\x18\n" +
+	"\asandbox\x18\x06 \x01(\tR\asandbox\x120\n" +
+	"\x05since\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x120\n" +
+	"\x05until\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x12\x16\n" +
+	"\x06stored\x18\t \x01(\bR\x06stored\"p\n" +
 	"\x11ListAuditResponse\x121\n" +
 	"\aentries\x18\x01 \x03(\v2\x17.tartarus.v1.AuditEntryR\aentries\x12(\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\x0fnext_page_token\"\x81\x03\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\x0fnext_page_token\"\x95\x03\n" +
 	"\n" +
 	"AuditEntry\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x01R\x03seq\x12.\n" +
@@ -3749,7 +3830,8 @@ const file_v1_tartarus_proto_rawDesc = "" +
 	"\x0epolicy_version\x18\n" +
 	" \x01(\tR\x0epolicy_version\x12-\n" +
 	"\areasons\x18\v \x03(\v2\x13.tartarus.v1.ReasonR\areasons\x12 \n" +
-	"\vprev_digest\x18\f \x01(\tR\vprev_digest\"\x12\n" +
+	"\vprev_digest\x18\f \x01(\tR\vprev_digest\x12\x12\n" +
+	"\x04text\x18\r \x01(\fR\x04text\"\x12\n" +
 	"\x10GetPolicyRequest\"6\n" +
 	"\x06Policy\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x12\n" +
@@ -3766,7 +3848,7 @@ const file_v1_tartarus_proto_rawDesc = "" +
 	"\x11ListTokensRequest\x12\x16\n" +
 	"\x06tenant\x18\x01 \x01(\tR\x06tenant\"@\n" +
 	"\x12ListTokensResponse\x12*\n" +
-	"\x06tokens\x18\x01 \x03(\v2\x12.tartarus.v1.TokenR\x06tokens\"\xfb\x01\n" +
+	"\x06tokens\x18\x01 \x03(\v2\x12.tartarus.v1.TokenR\x06tokens\"\xbb\x02\n" +
 	"\x05Token\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x16\n" +
@@ -3779,7 +3861,8 @@ const file_v1_tartarus_proto_rawDesc = "" +
 	"expires_at\x12:\n" +
 	"\n" +
 	"revoked_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"revoked_at\"$\n" +
+	"revoked_at\x12>\n" +
+	"\flast_used_at\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\flast_used_at\"$\n" +
 	"\x12RevokeTokenRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\x15\n" +
 	"\x13RevokeTokenResponse\"\xcc\x01\n" +
@@ -3941,51 +4024,54 @@ var file_v1_tartarus_proto_depIdxs = []int32{
 	12, // 42: tartarus.v1.Node.runtime:type_name -> tartarus.v1.Runtime
 	13, // 43: tartarus.v1.Node.isolation:type_name -> tartarus.v1.Isolation
 	55, // 44: tartarus.v1.Node.seen_at:type_name -> google.protobuf.Timestamp
-	37, // 45: tartarus.v1.ListAuditResponse.entries:type_name -> tartarus.v1.AuditEntry
-	55, // 46: tartarus.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
-	11, // 47: tartarus.v1.AuditEntry.reasons:type_name -> tartarus.v1.Reason
-	55, // 48: tartarus.v1.CreateTokenRequest.expires_at:type_name -> google.protobuf.Timestamp
-	44, // 49: tartarus.v1.CreateTokenResponse.info:type_name -> tartarus.v1.Token
-	44, // 50: tartarus.v1.ListTokensResponse.tokens:type_name -> tartarus.v1.Token
-	55, // 51: tartarus.v1.Token.created_at:type_name -> google.protobuf.Timestamp
-	55, // 52: tartarus.v1.Token.expires_at:type_name -> google.protobuf.Timestamp
-	55, // 53: tartarus.v1.Token.revoked_at:type_name -> google.protobuf.Timestamp
-	54, // 54: tartarus.v1.Error.retry_after:type_name -> google.protobuf.Duration
-	56, // 55: tartarus.v1.scope:extendee -> google.protobuf.MethodOptions
-	0,  // 56: tartarus.v1.scope:type_name -> tartarus.v1.Scope
-	1,  // 57: tartarus.v1.SandboxService.Run:input_type -> tartarus.v1.RunRequest
-	18, // 58: tartarus.v1.SandboxService.Get:input_type -> tartarus.v1.GetRequest
-	19, // 59: tartarus.v1.SandboxService.List:input_type -> tartarus.v1.ListRequest
-	21, // 60: tartarus.v1.SandboxService.Logs:input_type -> tartarus.v1.LogsRequest
-	23, // 61: tartarus.v1.SandboxService.Stdin:input_type -> tartarus.v1.StdinRequest
-	25, // 62: tartarus.v1.SandboxService.Events:input_type -> tartarus.v1.EventsRequest
-	27, // 63: tartarus.v1.SandboxService.Kill:input_type -> tartarus.v1.KillRequest
-	28, // 64: tartarus.v1.OperatorService.ListTemplates:input_type -> tartarus.v1.ListTemplatesRequest
-	31, // 65: tartarus.v1.OperatorService.ListNodes:input_type -> tartarus.v1.ListNodesRequest
-	35, // 66: tartarus.v1.OperatorService.ListAudit:input_type -> tartarus.v1.ListAuditRequest
-	38, // 67: tartarus.v1.OperatorService.GetPolicy:input_type -> tartarus.v1.GetPolicyRequest
-	40, // 68: tartarus.v1.OperatorService.CreateToken:input_type -> tartarus.v1.CreateTokenRequest
-	42, // 69: tartarus.v1.OperatorService.ListTokens:input_type -> tartarus.v1.ListTokensRequest
-	45, // 70: tartarus.v1.OperatorService.RevokeToken:input_type -> tartarus.v1.RevokeTokenRequest
-	6,  // 71: tartarus.v1.SandboxService.Run:output_type -> tartarus.v1.Sandbox
-	6,  // 72: tartarus.v1.SandboxService.Get:output_type -> tartarus.v1.Sandbox
-	20, // 73: tartarus.v1.SandboxService.List:output_type -> tartarus.v1.ListResponse
-	22, // 74: tartarus.v1.SandboxService.Logs:output_type -> tartarus.v1.LogEntry
-	24, // 75: tartarus.v1.SandboxService.Stdin:output_type -> tartarus.v1.StdinResponse
-	26, // 76: tartarus.v1.SandboxService.Events:output_type -> tartarus.v1.Event
-	6,  // 77: tartarus.v1.SandboxService.Kill:output_type -> tartarus.v1.Sandbox
-	29, // 78: tartarus.v1.OperatorService.ListTemplates:output_type -> tartarus.v1.ListTemplatesResponse
-	32, // 79: tartarus.v1.OperatorService.ListNodes:output_type -> tartarus.v1.ListNodesResponse
-	36, // 80: tartarus.v1.OperatorService.ListAudit:output_type -> tartarus.v1.ListAuditResponse
-	39, // 81: tartarus.v1.OperatorService.GetPolicy:output_type -> tartarus.v1.Policy
-	41, // 82: tartarus.v1.OperatorService.CreateToken:output_type -> tartarus.v1.CreateTokenResponse
-	43, // 83: tartarus.v1.OperatorService.ListTokens:output_type -> tartarus.v1.ListTokensResponse
-	46, // 84: tartarus.v1.OperatorService.RevokeToken:output_type -> tartarus.v1.RevokeTokenResponse
-	71, // [71:85] is the sub-list for method output_type
-	57, // [57:71] is the sub-list for method input_type
-	56, // [56:57] is the sub-list for extension type_name
-	55, // [55:56] is the sub-list for extension extendee
-	0,  // [0:55] is the sub-list for field type_name
+	55, // 45: tartarus.v1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
+	55, // 46: tartarus.v1.ListAuditRequest.until:type_name -> google.protobuf.Timestamp
+	37, // 47: tartarus.v1.ListAuditResponse.entries:type_name -> tartarus.v1.AuditEntry
+	55, // 48: tartarus.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
+	11, // 49: tartarus.v1.AuditEntry.reasons:type_name -> tartarus.v1.Reason
+	55, // 50: tartarus.v1.CreateTokenRequest.expires_at:type_name -> google.protobuf.Timestamp
+	44, // 51: tartarus.v1.CreateTokenResponse.info:type_name -> tartarus.v1.Token
+	44, // 52: tartarus.v1.ListTokensResponse.tokens:type_name -> tartarus.v1.Token
+	55, // 53: tartarus.v1.Token.created_at:type_name -> google.protobuf.Timestamp
+	55, // 54: tartarus.v1.Token.expires_at:type_name -> google.protobuf.Timestamp
+	55, // 55: tartarus.v1.Token.revoked_at:type_name -> google.protobuf.Timestamp
+	55, // 56: tartarus.v1.Token.last_used_at:type_name -> google.protobuf.Timestamp
+	54, // 57: tartarus.v1.Error.retry_after:type_name -> google.protobuf.Duration
+	56, // 58: tartarus.v1.scope:extendee -> google.protobuf.MethodOptions
+	0,  // 59: tartarus.v1.scope:type_name -> tartarus.v1.Scope
+	1,  // 60: tartarus.v1.SandboxService.Run:input_type -> tartarus.v1.RunRequest
+	18, // 61: tartarus.v1.SandboxService.Get:input_type -> tartarus.v1.GetRequest
+	19, // 62: tartarus.v1.SandboxService.List:input_type -> tartarus.v1.ListRequest
+	21, // 63: tartarus.v1.SandboxService.Logs:input_type -> tartarus.v1.LogsRequest
+	23, // 64: tartarus.v1.SandboxService.Stdin:input_type -> tartarus.v1.StdinRequest
+	25, // 65: tartarus.v1.SandboxService.Events:input_type -> tartarus.v1.EventsRequest
+	27, // 66: tartarus.v1.SandboxService.Kill:input_type -> tartarus.v1.KillRequest
+	28, // 67: tartarus.v1.OperatorService.ListTemplates:input_type -> tartarus.v1.ListTemplatesRequest
+	31, // 68: tartarus.v1.OperatorService.ListNodes:input_type -> tartarus.v1.ListNodesRequest
+	35, // 69: tartarus.v1.OperatorService.ListAudit:input_type -> tartarus.v1.ListAuditRequest
+	38, // 70: tartarus.v1.OperatorService.GetPolicy:input_type -> tartarus.v1.GetPolicyRequest
+	40, // 71: tartarus.v1.OperatorService.CreateToken:input_type -> tartarus.v1.CreateTokenRequest
+	42, // 72: tartarus.v1.OperatorService.ListTokens:input_type -> tartarus.v1.ListTokensRequest
+	45, // 73: tartarus.v1.OperatorService.RevokeToken:input_type -> tartarus.v1.RevokeTokenRequest
+	6,  // 74: tartarus.v1.SandboxService.Run:output_type -> tartarus.v1.Sandbox
+	6,  // 75: tartarus.v1.SandboxService.Get:output_type -> tartarus.v1.Sandbox
+	20, // 76: tartarus.v1.SandboxService.List:output_type -> tartarus.v1.ListResponse
+	22, // 77: tartarus.v1.SandboxService.Logs:output_type -> tartarus.v1.LogEntry
+	24, // 78: tartarus.v1.SandboxService.Stdin:output_type -> tartarus.v1.StdinResponse
+	26, // 79: tartarus.v1.SandboxService.Events:output_type -> tartarus.v1.Event
+	6,  // 80: tartarus.v1.SandboxService.Kill:output_type -> tartarus.v1.Sandbox
+	29, // 81: tartarus.v1.OperatorService.ListTemplates:output_type -> tartarus.v1.ListTemplatesResponse
+	32, // 82: tartarus.v1.OperatorService.ListNodes:output_type -> tartarus.v1.ListNodesResponse
+	36, // 83: tartarus.v1.OperatorService.ListAudit:output_type -> tartarus.v1.ListAuditResponse
+	39, // 84: tartarus.v1.OperatorService.GetPolicy:output_type -> tartarus.v1.Policy
+	41, // 85: tartarus.v1.OperatorService.CreateToken:output_type -> tartarus.v1.CreateTokenResponse
+	43, // 86: tartarus.v1.OperatorService.ListTokens:output_type -> tartarus.v1.ListTokensResponse
+	46, // 87: tartarus.v1.OperatorService.RevokeToken:output_type -> tartarus.v1.RevokeTokenResponse
+	74, // [74:88] is the sub-list for method output_type
+	60, // [60:74] is the sub-list for method input_type
+	59, // [59:60] is the sub-list for extension type_name
+	58, // [58:59] is the sub-list for extension extendee
+	0,  // [0:58] is the sub-list for field type_name
 }
 
 func init() { file_v1_tartarus_proto_init() }

@@ -50,6 +50,10 @@ type Config struct {
 	// socket, and VMs that end with this process.
 	Local bool
 
+	// AuditSinks keep checkpoints of the audit log, as mnemosyne.OpenSink reads
+	// them.
+	AuditSinks []string
+
 	// Templates are made first, where they are not there and can be made.
 	Templates []string
 	Progress  func(cli.Step) // nil: not told
@@ -227,7 +231,11 @@ func (e *embedded) openBook(ctx context.Context) (err error) {
 	if e.cfg.Local {
 		return nil
 	}
-	return e.guard.EnsureAdminToken(ctx, e.paths.adminToken())
+	public, err := e.key.PublicPEM()
+	if err != nil {
+		return err
+	}
+	return errors.Join(writeFile(e.home.public(), public), e.guard.EnsureAdminToken(ctx, e.paths.adminToken()))
 }
 
 // build makes the parts and the order in which they start.
@@ -256,6 +264,10 @@ func (e *embedded) build(ctx context.Context) error {
 	if err := e.census.Read(census.Sources{Ledger: e.book, Queue: queue, Nodes: reg}); err != nil {
 		return err
 	}
+	checkpoints, err := e.newCheckpoints()
+	if err != nil {
+		return err
+	}
 	server, err := e.newServer(reg)
 	if err != nil {
 		return err
@@ -266,6 +278,7 @@ func (e *embedded) build(ctx context.Context) error {
 		{Name: "node", Start: agent.Start, Run: agent.Run, Stop: agent.Stop, StopTimeout: time.Minute},
 		{Name: "node registry", Run: reg.Run},
 		{Name: "scheduler", Run: sched.Run},
+		{Name: "audit checkpoints", Run: checkpoints.Run}, // it stops after those who write entries
 		{Name: "housekeeping", Run: e.keepHouse},
 		e.serve(server),
 	}

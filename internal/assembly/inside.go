@@ -41,6 +41,10 @@ func Inside() cli.Inside {
 			findings, err := doctor(ctx, o)
 			return findings, explain(err)
 		},
+		VerifyAudit: func(ctx context.Context, o cli.VerifyAuditOptions) (cli.AuditReport, error) {
+			report, err := verifyAudit(ctx, o)
+			return report, explain(err)
+		},
 		Sockets: sockets,
 	}
 }

@@ -45,6 +45,7 @@ type home struct{ root string }
 func (h home) lock() string   { return filepath.Join(h.root, "lock") }
 func (h home) ledger() string { return filepath.Join(h.root, "ledger.db") }
 func (h home) key() string    { return filepath.Join(h.root, "signing.key") }
+func (h home) public() string { return filepath.Join(h.root, "signing.pub") }
 func (h home) box() string    { return filepath.Join(h.root, "secrets.key") }
 func (h home) node() string   { return filepath.Join(h.root, "node") }
 func (h home) logs() string   { return filepath.Join(h.root, "logs") }

@@ -10,6 +10,7 @@ import (
 	"context"
 	"io"
 	"net"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -58,6 +59,9 @@ type Inside struct {
 	// Doctor says what this host can do.
 	Doctor func(ctx context.Context, o DoctorOptions) ([]Finding, error)
 
+	// VerifyAudit says what became of an audit log.
+	VerifyAudit func(ctx context.Context, o VerifyAuditOptions) (AuditReport, error)
+
 	// Sockets are the places where an up of this user, or of root, listens.
 	Sockets func(stateDir string) []string
 }
@@ -88,6 +92,46 @@ type UpOptions struct {
 	Progress func(Step)
 
 	LogFormat string // LogText or LogJSON
+
+	AuditSinks []string // where checkpoints of the audit log are kept: file:/path, syslog:
+}
+
+// VerifyAuditOptions are for Inside.VerifyAudit.
+type VerifyAuditOptions struct {
+	StateDir    string
+	Checkpoints string   // file; none if empty
+	Keys        []string // public keys that checkpoints are signed with, or files of them; this host's own if none
+
+	// Rows returns the entries that follow after, some at a time; nil: the log
+	// in the state folder.
+	Rows func(ctx context.Context, after int64) ([]AuditRow, error)
+}
+
+// AuditRow is an audit entry as it is stored.
+type AuditRow struct {
+	Seq    int64
+	Tenant string
+	Text   []byte
+}
+
+// AuditReport is what became of an audit log.
+type AuditReport struct {
+	Entries     int64          `json:"entries"`
+	Head        string         `json:"head"`        // digest of the last entry
+	Checkpoints int            `json:"checkpoints"` // that hold, of this log
+	Others      int            `json:"others"`      // that hold, of other logs
+	Foreign     int            `json:"foreign"`     // lines without a checkpoint
+	Covered     int64          `json:"covered"`     // entries that a checkpoint vouches for
+	CoveredAt   time.Time      `json:"covered_at,omitzero"`
+	Findings    []AuditFinding `json:"findings"`
+	More        int            `json:"more"`    // findings beyond those told
+	Unknown     string         `json:"unknown"` // what cannot be told
+}
+
+// AuditFinding is something that is not as it was written.
+type AuditFinding struct {
+	Place string `json:"place"`
+	What  string `json:"what"`
 }
 
 // The values of UpOptions.LogFormat.

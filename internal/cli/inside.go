@@ -41,6 +41,7 @@ Unix socket (its own user and root need no token) and on a loopback address
 	c.Flags().StringVar(&o.Listen, "listen", "127.0.0.1:7777", "loopback `ADDRESS`; empty: none")
 	c.Flags().Var(&logs, "log-format", "`FORMAT` of the log on stderr: text or json")
 	_ = c.RegisterFlagCompletionFunc("log-format", cobra.FixedCompletions(logFormats, cobra.ShellCompDirectiveNoFileComp)) // the flag is there
+	c.Flags().StringArrayVar(&o.AuditSinks, "audit-sink", nil, "`WHERE` to keep checkpoints of the audit log, out of this user's reach: file:/path or syslog: (repeatable)")
 	return c
 }
 

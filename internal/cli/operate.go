@@ -96,36 +96,6 @@ func (a *app) nodesCommand() *cobra.Command {
 	return c
 }
 
-func (a *app) auditCommand() *cobra.Command {
-	req := &apiv1.ListAuditRequest{}
-	ls := &cobra.Command{
-		Use: "ls", Short: "List audit entries, oldest first", Args: takes(),
-		RunE: a.withServer(func(ctx context.Context, srv *client.Client, _ []string) error {
-			resp, err := srv.Operators().ListAudit(ctx, req)
-			if err != nil {
-				return err
-			}
-			if more := resp.GetNextPageToken(); more != "" && a.output == "table" {
-				defer fmt.Fprintf(a.io.Err, "more with --after %s\n", escape(more))
-			}
-			return a.show(resp, func(w io.Writer) {
-				row(w, "SEQ", "TIME", "TENANT", "ACTION", "DECISION", "SANDBOX", "REASON")
-				for _, e := range resp.GetEntries() {
-					reason := ""
-					if len(e.GetReasons()) > 0 {
-						reason = e.GetReasons()[0].GetMessage()
-					}
-					row(w, fmt.Sprintf("%.0f", e.GetSeq()), e.GetTime().AsTime().Format(time.RFC3339), e.GetTenant(), e.GetAction(), e.GetDecision(), dash(e.GetSandbox()), shorten(reason, 60))
-				}
-			})
-		}),
-	}
-	ls.Flags().StringVar(&req.Tenant, "tenant", "", "only this `TENANT`'s")
-	ls.Flags().StringVar(&req.PageToken, "after", "", "the page `TOKEN` of the page before")
-	a.outputFlag(ls, "table")
-	return groupOf(&cobra.Command{Use: "audit", Short: "Who asked for what, and what was answered"}, ls)
-}
-
 func (a *app) policyCommand() *cobra.Command {
 	show := &cobra.Command{
 		Use: "show", Short: "Print the active policy", Args: takes(),
@@ -179,9 +149,9 @@ func (a *app) tokenCommand() *cobra.Command {
 				return err
 			}
 			return a.show(resp, func(w io.Writer) {
-				row(w, "ID", "TENANT", "SCOPES", "AGE", "EXPIRES", "REVOKED")
+				row(w, "ID", "TENANT", "SCOPES", "AGE", "LAST USED", "EXPIRES", "REVOKED")
 				for _, t := range resp.GetTokens() {
-					row(w, t.GetId(), t.GetTenant(), strings.Join(t.GetScopes(), ","), age(t.GetCreatedAt()), day(t.GetExpiresAt()), day(t.GetRevokedAt()))
+					row(w, t.GetId(), t.GetTenant(), strings.Join(t.GetScopes(), ","), age(t.GetCreatedAt()), day(t.GetLastUsedAt()), day(t.GetExpiresAt()), day(t.GetRevokedAt()))
 				}
 			})
 		}),

@@ -16,22 +16,22 @@ import (
 
 // Finding is something that is not as it was written.
 type Finding struct {
-	Place string `json:"place"` // an entry, or a line of the checkpoints
-	What  string `json:"what"`
+	Place string // an entry, or a line of the checkpoints
+	What  string
 }
 
 // Report is what a Verifier found.
 type Report struct {
-	Entries     int64          `json:"entries"`
-	Head        sandbox.Digest `json:"head"`        // of the last entry
-	Checkpoints int            `json:"checkpoints"` // that hold, of this log
-	Others      int            `json:"others"`      // that hold, of other logs
-	Foreign     int            `json:"foreign"`     // lines that hold no checkpoint: a syslog has more than ours
-	Covered     int64          `json:"covered"`     // entries that a checkpoint vouches for
-	CoveredAt   time.Time      `json:"covered_at"`  // when it was made; zero without one
-	Findings    []Finding      `json:"findings"`
-	More        int            `json:"more"`    // findings beyond those told
-	Unknown     string         `json:"unknown"` // what nobody can tell from what there is
+	Entries     int64
+	Head        sandbox.Digest // of the last entry
+	Checkpoints int            // that hold, of this log
+	Others      int            // that hold, of other logs
+	Foreign     int            // lines that hold no checkpoint: a syslog has more than ours
+	Covered     int64          // entries that a checkpoint vouches for
+	CoveredAt   time.Time      // when it was made; zero without one
+	Findings    []Finding
+	More        int    // findings beyond those told
+	Unknown     string // what nobody can tell from what there is
 }
 
 // maxFindings bounds what is told: who rewrote a log changed all that follows.

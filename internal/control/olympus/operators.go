@@ -3,14 +3,12 @@ package olympus
 import (
 	"context"
 	"errors"
-	"strconv"
 	"time"
 
 	apiv1 "github.com/tartarus-vm/tartarus/api/v1"
 	"github.com/tartarus-vm/tartarus/internal/control/cerberus"
 	"github.com/tartarus-vm/tartarus/internal/control/judges/aeacus"
 	"github.com/tartarus-vm/tartarus/internal/control/ledger"
-	"github.com/tartarus-vm/tartarus/internal/fault"
 	"github.com/tartarus-vm/tartarus/internal/sandbox"
 )
 
@@ -28,6 +26,7 @@ type NodeList interface {
 type AuditBook interface {
 	Audit(ctx context.Context, audit sandbox.AuditEntry) error
 	AuditEntries(ctx context.Context, q ledger.AuditQuery) ([]sandbox.AuditEntry, error)
+	AuditRows(ctx context.Context, after int64, limit int) ([]ledger.AuditRow, error)
 }
 
 // Tokens makes, lists and ends tokens, as far as who may.
@@ -85,37 +84,6 @@ func (x *operators) ListNodes(ctx context.Context, _ *apiv1.ListNodesRequest) (*
 	return out, nil
 }
 
-const defaultPage = 100
-
-// ListAudit reads the audit chain. A page token is the last entry's seq.
-func (x *operators) ListAudit(ctx context.Context, req *apiv1.ListAuditRequest) (*apiv1.ListAuditResponse, error) {
-	q := ledger.AuditQuery{Tenant: req.GetTenant()}
-	var err error
-	if t := req.GetPageToken(); t != "" {
-		if q.After, err = strconv.ParseInt(t, 10, 64); err != nil || q.After < 0 {
-			return nil, fault.Invalid("page_token", "Send next_page_token of the page before.", "that is no page token")
-		}
-	}
-	if q.Limit, err = pageSize(req.GetPageSize()); err != nil {
-		return nil, err
-	}
-	if q.Limit == 0 {
-		q.Limit = defaultPage
-	}
-	entries, err := x.s.cfg.Operator.Audit.AuditEntries(ctx, q)
-	if err != nil {
-		return nil, err
-	}
-	out := &apiv1.ListAuditResponse{}
-	for _, e := range entries {
-		out.Entries = append(out.Entries, auditOf(e))
-	}
-	if n := len(entries); n == q.Limit {
-		out.NextPageToken = strconv.FormatInt(entries[n-1].Seq, 10)
-	}
-	return out, nil
-}
-
 // GetPolicy shows the policy that holds now.
 func (x *operators) GetPolicy(_ context.Context, _ *apiv1.GetPolicyRequest) (*apiv1.Policy, error) {
 	p := x.s.cfg.Operator.Policies.Active()
@@ -129,11 +97,9 @@ func (x *operators) CreateToken(ctx context.Context, req *apiv1.CreateTokenReque
 	for _, s := range req.GetScopes() {
 		spec.Scopes = append(spec.Scopes, sandbox.Scope(s))
 	}
-	if t := req.GetExpiresAt(); t != nil {
-		if t.CheckValid() != nil {
-			return nil, fault.Invalid("expires_at", `Send RFC 3339, as in "2026-01-02T15:04:05Z".`, "expires_at is not a time")
-		}
-		spec.ExpiresAt = t.AsTime()
+	var err error
+	if spec.ExpiresAt, err = instant("expires_at", req.GetExpiresAt()); err != nil {
+		return nil, err
 	}
 	tokens := x.s.cfg.Operator.Tokens
 	token, info, err := tokens.Create(ctx, who, spec)
@@ -187,6 +153,6 @@ func (s *Server) auditCall(ctx context.Context, now time.Time) aeacus.Call {
 func tokenOf(t ledger.Token) *apiv1.Token {
 	return &apiv1.Token{
 		Id: t.ID, Tenant: t.Tenant, Scopes: scopeNames(t.Scopes),
-		CreatedAt: timeOf(t.CreatedAt), ExpiresAt: timeOf(t.ExpiresAt), RevokedAt: timeOf(t.RevokedAt),
+		CreatedAt: timeOf(t.CreatedAt), ExpiresAt: timeOf(t.ExpiresAt), RevokedAt: timeOf(t.RevokedAt), LastUsedAt: timeOf(t.LastUsedAt),
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/tartarus-vm/tartarus/internal/fault"
 )
@@ -83,7 +84,14 @@ func parameter(name string, f protoreflect.FieldDescriptor, text string) (protor
 		}
 		return protoreflect.ValueOfFloat64(float64(i)), nil
 	case protoreflect.MessageKind:
-		if f.Message().FullName() == durationName {
+		switch f.Message().FullName() {
+		case timestampName:
+			t, err := time.Parse(time.RFC3339, text)
+			if err != nil {
+				return none, fault.Invalid(name, `Send RFC 3339, as in "2026-01-02T15:04:05Z".`, "%s is not a time", name)
+			}
+			return protoreflect.ValueOfMessage(timestamppb.New(t).ProtoReflect()), nil
+		case durationName:
 			d, err := parseDuration(name, text)
 			if err != nil {
 				return none, err
