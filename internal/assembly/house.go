@@ -2,6 +2,7 @@ package assembly
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/tartarus-vm/tartarus/internal/control/ledger"
@@ -17,7 +18,8 @@ const (
 )
 
 // keepHouse prunes old records, the logs that no record names and the images
-// that no name stands for, and writes the audit entries that cerberus gathers.
+// that no name stands for, and writes what cerberus gathers: audit entries of
+// bad tokens, and when tokens were used.
 func (e *embedded) keepHouse(ctx context.Context) error {
 	house, audit := time.NewTicker(houseEvery), time.NewTicker(auditEvery)
 	defer house.Stop()
@@ -27,9 +29,9 @@ func (e *embedded) keepHouse(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			// What was gathered in the minute under way is written too.
-			return e.guard.WriteDue(context.WithoutCancel(ctx), time.Now().Add(auditEvery), e.census.Audited(e.book).Audit)
+			return e.writeGathered(context.WithoutCancel(ctx), time.Now().Add(auditEvery))
 		case <-audit.C:
-			err = e.guard.WriteDue(ctx, time.Now(), e.census.Audited(e.book).Audit)
+			err = e.writeGathered(ctx, time.Now())
 		case <-house.C:
 			err = e.clean(ctx, time.Now())
 		}
@@ -37,6 +39,11 @@ func (e *embedded) keepHouse(ctx context.Context) error {
 			e.log.Warn("housekeeping failed", "error", err)
 		}
 	}
+}
+
+// writeGathered writes what cerberus gathered until now.
+func (e *embedded) writeGathered(ctx context.Context, now time.Time) error {
+	return errors.Join(e.guard.WriteDue(ctx, now, e.census.Audited(e.book).Audit), e.guard.WriteUses(ctx))
 }
 
 // clean is one round.

@@ -38,6 +38,7 @@ type Tokens interface {
 	TokenByHash(ctx context.Context, hash [32]byte) (ledger.Token, error)
 	ListTokens(ctx context.Context, tenant string) ([]ledger.Token, error)
 	RevokeToken(ctx context.Context, id string, at time.Time) error
+	TouchTokens(ctx context.Context, used map[string]time.Time) error
 }
 
 // Config is what a Guard needs.
@@ -65,9 +66,12 @@ type Guard struct {
 	log    *slog.Logger
 	failed failures
 
-	mu    sync.Mutex
-	cache map[[32]byte]cached // guarded by mu; at most maxCache entries
-	epoch uint64              // guarded by mu; grows with every revocation
+	mu      sync.Mutex          // guards all below
+	cache   map[[32]byte]cached // at most maxCache entries
+	epoch   uint64              // grows with every revocation
+	revoked chan struct{}       // closed, and replaced, with every revocation
+	held    map[[32]byte]*holding
+	uses    map[string]time.Time // of tokens by ID, since WriteUses
 }
 
 type cached struct {
@@ -83,7 +87,10 @@ func New(cfg Config) (*Guard, error) {
 	if cfg.CacheLife > maxCacheLife {
 		return nil, fault.New(fault.InvalidArgument, "a cache life of %v is more than %v: revoked tokens would go on to work", cfg.CacheLife, maxCacheLife)
 	}
-	g := &Guard{tokens: cfg.Tokens, clock: cfg.Clock, life: cfg.CacheLife, known: cfg.KnownTenant, log: cfg.Logger, cache: map[[32]byte]cached{}}
+	g := &Guard{
+		tokens: cfg.Tokens, clock: cfg.Clock, life: cfg.CacheLife, known: cfg.KnownTenant, log: cfg.Logger,
+		cache: map[[32]byte]cached{}, revoked: make(chan struct{}), held: map[[32]byte]*holding{}, uses: map[string]time.Time{},
+	}
 	if g.clock == nil {
 		g.clock = time.Now
 	}
@@ -122,6 +129,7 @@ func (g *Guard) Authenticate(ctx context.Context, header, source string) (sandbo
 	if err != nil {
 		return sandbox.Principal{}, err
 	}
+	g.used(t.ID, now)
 	return sandbox.Principal{Tenant: t.Tenant, Scopes: t.Scopes, TokenID: t.ID}, nil
 }
 
@@ -212,10 +220,12 @@ func (g *Guard) remember(t ledger.Token, now time.Time, epoch uint64) {
 	g.cache[t.Hash] = cached{token: t, until: now.Add(g.life)}
 }
 
-// forget empties the cache.
+// forget empties the cache, and has held tokens looked up again.
 func (g *Guard) forget() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.epoch++
 	clear(g.cache)
+	close(g.revoked)
+	g.revoked = make(chan struct{})
 }

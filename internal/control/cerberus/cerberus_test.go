@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 	"sync"
 	"testing"
@@ -21,12 +22,13 @@ var start = time.Date(2026, 11, 23, 12, 0, 30, 0, time.UTC)
 
 // book is the ledger's tokens in memory.
 type book struct {
-	mu     sync.Mutex
-	tokens map[[32]byte]ledger.Token
-	asked  int                               // calls of TokenByHash
-	broken error                             // answered by every method, if set
-	during func()                            // called by TokenByHash after it read, if set
-	wrong  func(t ledger.Token) ledger.Token // what TokenByHash answers instead, if set
+	mu      sync.Mutex
+	tokens  map[[32]byte]ledger.Token
+	asked   int                               // calls of TokenByHash
+	touched []map[string]time.Time            // by each call of TouchTokens
+	broken  error                             // answered by every method, if set
+	during  func()                            // called by TokenByHash after it read, if set
+	wrong   func(t ledger.Token) ledger.Token // what TokenByHash answers instead, if set
 }
 
 func newBook() *book { return &book{tokens: map[[32]byte]ledger.Token{}} }
@@ -87,6 +89,16 @@ func (b *book) RevokeToken(_ context.Context, id string, at time.Time) error {
 		}
 	}
 	return fault.New(fault.NotFound, "no such token")
+}
+
+func (b *book) TouchTokens(_ context.Context, used map[string]time.Time) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.broken != nil {
+		return b.broken
+	}
+	b.touched = append(b.touched, maps.Clone(used))
+	return nil
 }
 
 // clock is set by hand.

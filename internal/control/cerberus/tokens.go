@@ -120,7 +120,8 @@ func (g *Guard) List(ctx context.Context, who sandbox.Principal, tenant string) 
 	if tenant != who.Tenant && !who.Has(sandbox.ScopeAdmin) {
 		return nil, fault.New(fault.PolicyDenied, "these are another tenant's tokens").WithHint("Ask for your own tenant's.")
 	}
-	return g.tokens.ListTokens(ctx, tenant)
+	tokens, err := g.tokens.ListTokens(ctx, tenant)
+	return g.withUses(tokens), err
 }
 
 // Revoke ends a token: at once here, within a second elsewhere. Revoking a

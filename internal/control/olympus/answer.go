@@ -2,6 +2,7 @@ package olympus
 
 import (
 	"net/http"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -14,6 +15,9 @@ type answer struct {
 	rc      *http.ResponseController
 	timeout time.Duration
 	begun   atomic.Bool
+
+	mu   sync.Mutex
+	over bool // guarded by mu: nothing more is written, or it is the HTTP server's
 }
 
 func newAnswer(w http.ResponseWriter, timeout time.Duration) *answer {
@@ -23,9 +27,29 @@ func newAnswer(w http.ResponseWriter, timeout time.Duration) *answer {
 // limit bounds what f writes. The deadline does not outlive f, since HTTP/2
 // would end an idle stream with it.
 func (a *answer) limit(f func()) {
-	_ = a.rc.SetWriteDeadline(time.Now().Add(a.timeout)) // a writer that cannot is a test's
+	a.deadline(time.Now().Add(a.timeout))
 	f()
-	_ = a.rc.SetWriteDeadline(time.Time{})
+	a.deadline(time.Time{})
+}
+
+// deadline sets until when may be written, unless the answer is over.
+func (a *answer) deadline(t time.Time) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !a.over {
+		_ = a.rc.SetWriteDeadline(t) // a writer that cannot is a test's
+	}
+}
+
+// cutOff ends a write under way, and all to come. It may be called at any time
+// by anybody.
+func (a *answer) cutOff() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !a.over {
+		a.over = true
+		_ = a.rc.SetWriteDeadline(time.Now().Add(-time.Second))
+	}
 }
 
 // WriteHeader begins the answer.
@@ -55,4 +79,9 @@ func (a *answer) FlushError() (err error) {
 func (a *answer) Unwrap() http.ResponseWriter { return a.ResponseWriter }
 
 // finish bounds what the HTTP server itself writes after the handler.
-func (a *answer) finish() { _ = a.rc.SetWriteDeadline(time.Now().Add(a.timeout)) }
+func (a *answer) finish() {
+	a.deadline(time.Now().Add(a.timeout))
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.over = true
+}

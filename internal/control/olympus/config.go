@@ -17,9 +17,13 @@ import (
 )
 
 // Authenticator tells who calls. header is the Authorization header, whole.
-// Errors are of kind Unauthenticated, or Unavailable.
 type Authenticator interface {
+	// Authenticate's errors are of kind Unauthenticated, or Unavailable.
 	Authenticate(ctx context.Context, header, source string) (sandbox.Principal, error)
+
+	// Hold returns ctx, ended when the token of header is no good any more:
+	// its cause is then of kind Unauthenticated. The caller calls release.
+	Hold(ctx context.Context, header string) (held context.Context, release func())
 }
 
 // Records is what the server reads of the ledger.

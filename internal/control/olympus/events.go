@@ -80,7 +80,10 @@ func (s *Server) waitEnd(ctx context.Context, rec sandbox.Record, d time.Duratio
 		if last.ID != "" {
 			out = last
 		}
-		if ctx.Err() != nil {
+		switch {
+		case fault.Is(context.Cause(ctx), fault.Unauthenticated):
+			return context.Cause(ctx)
+		case ctx.Err() != nil:
 			return nil // out of time, or stopping: the caller gets the record as it is
 		}
 		return err

@@ -25,6 +25,7 @@ type call struct {
 	key       string // Idempotency-Key
 	hash      sandbox.Digest
 	principal sandbox.Principal // once it is known
+	cutOff    func()            // ends what is being written to the caller
 
 	sandbox     sandbox.ID // that it is about, once it is known
 	made        bool       // it made that sandbox
@@ -37,7 +38,7 @@ type callKey struct{}
 func callOf(ctx context.Context) *call {
 	c, _ := ctx.Value(callKey{}).(*call)
 	if c == nil { // only when the handler is bypassed: nobody calls, and may nothing
-		return &call{}
+		return &call{cutOff: func() {}}
 	}
 	return c
 }
@@ -137,9 +138,24 @@ func (s *Server) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServ
 			return next(srv, stream) // health: open to everybody
 		}
 		m = s.reflection
+		stream = &asked{ServerStream: stream, enter: func() error { return s.enter(ctx, m) }}
 	}
 	err := s.do(ctx, m, func() error { return next(srv, stream) })
 	return statusOf(err, callOf(ctx).requestID)
+}
+
+// asked is a stream whose caller is authenticated anew with each message.
+type asked struct {
+	grpc.ServerStream
+	enter func() error
+}
+
+// RecvMsg is of grpc.ServerStream.
+func (a *asked) RecvMsg(m any) error {
+	if err := a.ServerStream.RecvMsg(m); err != nil {
+		return err
+	}
+	return a.enter()
 }
 
 // takeKey reads the idempotency key of a gRPC call; over HTTP it is a header.

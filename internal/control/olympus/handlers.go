@@ -113,7 +113,7 @@ func (s *Server) httpLogs(w *answer, r *http.Request) error {
 		if err == nil {
 			err = k.rest()
 		}
-		return k.close(s.orStopping(ctx, err), callOf(ctx).requestID)
+		return k.close(orCut(ctx, err), callOf(ctx).requestID)
 	})
 }
 
@@ -154,14 +154,14 @@ func (s *Server) httpEvents(w *answer, r *http.Request) error {
 		if err != nil && !w.begun.Load() {
 			return err
 		}
-		return k.close(s.orStopping(ctx, err), callOf(ctx).requestID)
+		return k.close(orCut(ctx, err), callOf(ctx).requestID)
 	})
 }
 
-// orStopping is err, or why the server ended the stream.
-func (s *Server) orStopping(ctx context.Context, err error) error {
-	if err != nil && s.stopping.Err() != nil && ctx.Err() != nil {
-		return errStopping
+// orCut is err, or why the server ended the stream.
+func orCut(ctx context.Context, err error) error {
+	if why := cut(ctx); err != nil && why != nil {
+		return why
 	}
 	return err
 }

@@ -102,6 +102,7 @@ type nodes struct {
 	grace []time.Duration
 	stdin map[sandbox.ID]*bytes.Buffer
 	deaf  bool // Stdin does not read
+	flood bool // Logs never ends by itself
 }
 
 func (n *nodes) Kill(_ context.Context, rec sandbox.Record, grace time.Duration) error {
@@ -124,6 +125,11 @@ func (n *nodes) log(id sandbox.ID) *hermes.Log {
 }
 
 func (n *nodes) Logs(ctx context.Context, rec sandbox.Record, offset int64, follow bool, yield func(hermes.Entry) error) error {
+	for e := (hermes.Entry{Stream: hermes.Stdout, Time: time.Now(), Data: make([]byte, 32<<10)}); n.flood; e.Offset += int64(len(e.Data)) {
+		if err := yield(e); err != nil {
+			return err
+		}
+	}
 	l := n.log(rec.ID)
 	if l == nil {
 		return fault.New(fault.NotFound, "no log of it here")

@@ -275,7 +275,7 @@ func (x *sandboxes) Events(req *apiv1.EventsRequest, stream grpc.ServerStreaming
 }
 
 // held runs a stream or a wait: it counts against the tenant's bound, and ends
-// when the server stops.
+// when the server stops or the caller's token does.
 func (s *Server) held(ctx context.Context, f func(ctx context.Context) error) error {
 	release, err := s.slots.take(callOf(ctx).principal.Tenant)
 	if err != nil {
@@ -286,9 +286,11 @@ func (s *Server) held(ctx context.Context, f func(ctx context.Context) error) er
 	defer s.meters.streams.Add(-1)
 	ctx, cancel := s.whileUp(ctx)
 	defer cancel()
+	ctx, letGo := s.whileGood(ctx)
+	defer letGo()
 	err = f(ctx)
-	if err != nil && errors.Is(context.Cause(ctx), errStopping) && !errors.As(err, new(told)) {
-		return errStopping
+	if why := cut(ctx); why != nil && err != nil && !errors.As(err, new(told)) {
+		return why
 	}
 	return err
 }

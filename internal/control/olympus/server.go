@@ -112,6 +112,7 @@ func (s *Server) serve(rw http.ResponseWriter, r *http.Request) {
 	}
 	w := newAnswer(rw, s.cfg.WriteTimeout)
 	defer w.finish()
+	c.cutOff = w.cutOff
 	h := w.Header()
 	h.Set("X-Request-Id", c.requestID)
 	h.Set("X-Content-Type-Options", "nosniff")
@@ -220,6 +221,45 @@ func (s *Server) whileUp(ctx context.Context) (context.Context, context.CancelFu
 	ctx, cancel := context.WithCancelCause(ctx)
 	unhook := context.AfterFunc(s.stopping, func() { cancel(errStopping) })
 	return ctx, func() { unhook(); cancel(nil) }
+}
+
+// whileGood is ctx, ended early when the caller's token is no good any more. A
+// caller who does not read what is sent is cut off a moment later.
+func (s *Server) whileGood(ctx context.Context) (context.Context, func()) {
+	c := callOf(ctx)
+	if c.header == "" { // trusted for the connection
+		return ctx, func() {}
+	}
+	ctx, release := s.cfg.Auth.Hold(ctx, c.header)
+	over := make(chan struct{})
+	unhook := context.AfterFunc(ctx, func() {
+		t := time.NewTimer(cutPatience)
+		defer t.Stop()
+		select {
+		case <-t.C:
+			if cut(ctx) != nil {
+				c.cutOff()
+			}
+		case <-over:
+		}
+	})
+	return ctx, func() {
+		unhook()
+		close(over)
+		release()
+	}
+}
+
+// cutPatience is how long a caller may take to be told that its token is no
+// good any more.
+const cutPatience = 300 * time.Millisecond
+
+// cut says why a held ctx was ended from our side; nil if it was not.
+func cut(ctx context.Context) error {
+	if why := context.Cause(ctx); errors.Is(why, errStopping) || fault.Is(why, fault.Unauthenticated) {
+		return why
+	}
+	return nil
 }
 
 // ended is the error of a ctx that whileUp made and that is over.
