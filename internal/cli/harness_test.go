@@ -39,6 +39,7 @@ type fakeServer struct {
 	talk    bool              // it writes for ever
 
 	mu     sync.Mutex
+	audits []*apiv1.ListAuditRequest
 	ran    *apiv1.RunRequest
 	token  string
 	kills  []time.Duration
