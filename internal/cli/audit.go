@@ -118,11 +118,11 @@ func (a *app) auditVerifyCommand() *cobra.Command {
 	o := VerifyAuditOptions{}
 	c := &cobra.Command{
 		Use: "verify", Short: "Check that the audit log is what was written", Args: takes(),
-		Long: `Reads the whole audit log, from the server or without one from this host's state
-folder, and computes its chain anew. That shows entries that were edited, removed
-or put in another order. Whether the log was rewritten from some entry on, cut
-off at its end or replaced by an older copy only checkpoints show, which up keeps
-with --audit-sink. The exit code is 1 if something was found.`,
+		Long: `Reads the whole audit log, from the server or without one from this host's
+state folder, and computes its chain anew. That shows entries that were edited,
+removed or put in another order. Whether the log was rewritten from some entry
+on, cut off at its end or replaced by an older copy only checkpoints show, which
+up keeps with --audit-sink. The exit code is 1 if something was found.`,
 		Example: `  tartarus audit verify
   tartarus audit verify --checkpoints /mnt/audit/checkpoints.jsonl --key signing.pub
   journalctl -o cat -t tartarus-audit > kept && tartarus audit verify --checkpoints kept`,

@@ -29,7 +29,7 @@ func bubbled(t *testing.T, f func(t *testing.T, g *cerberus.Guard, b *book)) {
 }
 
 // ends waits for ctx and says how long that took.
-func ends(t *testing.T, ctx context.Context) time.Duration {
+func ends(ctx context.Context, t *testing.T) time.Duration {
 	t.Helper()
 	began := time.Now()
 	select {
@@ -60,10 +60,10 @@ func TestHold(t *testing.T) {
 		if err := g.Revoke(t.Context(), admin, kept.ID); err != nil {
 			t.Fatal(err)
 		}
-		if a, b := ends(t, first), ends(t, second); a+b != 0 {
+		if a, b := ends(first, t), ends(second, t); a+b != 0 {
 			t.Errorf("revoked here, it went on for %v and %v", a, b)
 		}
-		if took := ends(t, hold(token)); took != 0 {
+		if took := ends(hold(token), t); took != 0 {
 			t.Errorf("one more stream went on for %v", took)
 		}
 
@@ -73,18 +73,18 @@ func TestHold(t *testing.T) {
 		if err := b.RevokeToken(t.Context(), kept.ID, time.Now()); err != nil {
 			t.Fatal(err)
 		}
-		if took := ends(t, first); took > time.Second {
+		if took := ends(first, t); took > time.Second {
 			t.Errorf("revoked elsewhere, it went on for %v", took)
 		}
 
 		token, _ = create(t, g, cerberus.Spec{Scopes: []sandbox.Scope{"read"}, ExpiresAt: time.Now().Add(1234 * time.Millisecond)})
-		if took := ends(t, hold(token)); took != 1234*time.Millisecond {
+		if took := ends(hold(token), t); took != 1234*time.Millisecond {
 			t.Errorf("expired, it went on for %v", took)
 		}
 		if bystander.Err() != nil {
 			t.Error("another token's stream has ended")
 		}
-		if took := ends(t, hold("tart_wrong")); took != 0 {
+		if took := ends(hold("tart_wrong"), t); took != 0 {
 			t.Errorf("with a bad token it went on for %v", took)
 		}
 	})

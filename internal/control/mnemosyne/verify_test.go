@@ -39,6 +39,7 @@ func (l log) chained(t fataler) log {
 	return l
 }
 
+// fataler is a test of any kind.
 type fataler interface{ Fatal(args ...any) }
 
 func (l log) rows(t fataler) []ledger.AuditRow {
@@ -307,4 +308,32 @@ func TestFindingsAreBounded(t *testing.T) {
 	if r := verify(t, nil, "", rows); len(r.Findings) != 20 || r.More != 180 {
 		t.Errorf("%d findings and %d more", len(r.Findings), r.More)
 	}
+}
+
+// FuzzVerify checks whatever a file or a server may hold in the place of
+// checkpoints and of a row: nothing but what was signed is a checkpoint, and
+// nothing but the entry that was written is one.
+func FuzzVerify(f *testing.F) {
+	key, ring := keyAndRing(f)
+	l := newLog(f, 2)
+	good, rows := checkpoint(f, key, l, 2), l.rows(f)
+	f.Add(good, rows[0].Text, int64(1), "acme")
+	f.Add(good[:len(good)-9], rows[1].Text, int64(2), "")
+	f.Add("Nov 23 host x: "+good+"{", []byte(`{"seq":1,"seq":1}`), int64(-1), "\xff")
+	f.Fuzz(func(t *testing.T, lines string, text []byte, seq int64, tenant string) {
+		v := mnemosyne.NewVerifier("up", ring)
+		if err := v.ReadCheckpoints("kept", strings.NewReader(lines)); err != nil {
+			return
+		}
+		row := ledger.AuditRow{Seq: seq, Tenant: tenant, Text: text}
+		v.Entry(row)
+		v.Entry(rows[1])
+		r := v.Report()
+		if r.Checkpoints > 0 && !strings.Contains(lines, strings.TrimSpace(good)) {
+			t.Errorf("%q holds a checkpoint", lines)
+		}
+		if written := seq == 1 && tenant == "acme" && bytes.Equal(text, rows[0].Text); !written && len(r.Findings) == 0 {
+			t.Errorf("row %+v passes for what was written", row)
+		}
+	})
 }
