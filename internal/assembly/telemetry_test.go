@@ -90,6 +90,7 @@ func value(families map[string]*dto.MetricFamily, name string) (sum float64) {
 var still = map[metrics.Name]string{
 	metrics.AuditFailures:    "census TestAudited",
 	metrics.CommitFailures:   "census TestCommits",
+	metrics.Checkpoints:      "mnemosyne TestASinkThatFails",
 	metrics.ReadFailures:     "census TestReadFailure",
 	metrics.Requeued:         "census TestRoad",
 	metrics.QueueLimited:     "census TestRead",

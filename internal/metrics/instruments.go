@@ -108,8 +108,11 @@ type Counter struct {
 	guard *guard
 }
 
-// NewCounter registers the counter of a row; nil without a registerer. If it
-// has at most one label whose values are known, each is there from the
+// fewSeries are so few that a counter has them all from the beginning.
+const fewSeries = 16
+
+// NewCounter registers the counter of a row; nil without a registerer. If the
+// values of its labels are known and few, each series is there from the
 // beginning, at 0.
 func NewCounter(reg prometheus.Registerer, n Name) (*Counter, error) {
 	row, err := rowOf(n, CounterKind)
@@ -118,8 +121,8 @@ func NewCounter(reg prometheus.Registerer, n Name) (*Counter, error) {
 	}
 	g := newGuard(row)
 	c := &Counter{guard: g, vec: prometheus.NewCounterVec(prometheus.CounterOpts{Name: string(n), Help: row.Help}, g.names())}
-	if len(g.labels) <= 1 {
-		for _, values := range g.closed() {
+	if all := g.closed(); len(all) <= fewSeries {
+		for _, values := range all {
 			c.Add(0, values...)
 		}
 	}

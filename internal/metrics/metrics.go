@@ -64,6 +64,7 @@ const (
 	Admissions        Name = "tartarus_admissions_total"
 	Refusals          Name = "tartarus_refusals_total"
 	AuditFailures     Name = "tartarus_audit_write_failures_total"
+	Checkpoints       Name = "tartarus_audit_checkpoints_total"
 )
 
 // The metrics of queue, sandboxes and nodes, as the control plane knows them.
@@ -132,6 +133,12 @@ const (
 	KindCapacity = "capacity"
 	KindInUse    = "in_use"
 
+	SinkFile         = "file"
+	SinkSyslog       = "syslog"
+	CheckpointKept   = "kept"
+	CheckpointFailed = "failed"
+	CheckpointLost   = "lost"
+
 	SpansEnded = "ended"
 	SpansSent  = "sent"
 	SpansLost  = "lost"
@@ -169,6 +176,11 @@ func apiRows() []Row {
 			Help:   "Reasons for which requests to run were refused, by error code and the policy's name for the rule. A request may have several.",
 		},
 		{Name: AuditFailures, Kind: CounterKind, Help: "Steps that could not be taken because the ledger, and so the audit, could not be written. Above 0, runs are refused."},
+		{
+			Name: Checkpoints, Kind: CounterKind,
+			Labels: []Label{{Name: "sink", Values: []string{SinkFile, SinkSyslog}}, {Name: "outcome", Values: []string{CheckpointKept, CheckpointFailed, CheckpointLost}}},
+			Help:   "Checkpoints of the audit log, by kind of sink and outcome: kept, failed (and tried again), lost (a later one covers it).",
+		},
 	}
 }
 

@@ -11,7 +11,6 @@ package mnemosyne
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"sync"
 	"time"
@@ -19,6 +18,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/tartarus-vm/tartarus/internal/control/ledger"
+	"github.com/tartarus-vm/tartarus/internal/metrics"
 	"github.com/tartarus-vm/tartarus/internal/seal"
 )
 
@@ -88,14 +88,9 @@ func New(cfg Config) (*Keeper, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	counts := prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "tartarus_audit_checkpoints_total",
-		Help: "Audit checkpoints, by kind of sink and outcome: kept, failed (and tried again), lost (not kept, but a later one covers it).",
-	}, []string{"sink", "outcome"})
-	if cfg.Metrics != nil {
-		if err := cfg.Metrics.Register(counts); err != nil {
-			return nil, fmt.Errorf("registering metrics: %w", err)
-		}
+	counts, err := metrics.NewCounter(cfg.Metrics, metrics.Checkpoints)
+	if err != nil {
+		return nil, err
 	}
 	k := &Keeper{cfg: cfg}
 	for _, s := range cfg.Sinks {

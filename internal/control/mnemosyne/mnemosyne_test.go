@@ -17,6 +17,7 @@ import (
 	"github.com/tartarus-vm/tartarus/internal/control/ledger/memledger"
 	"github.com/tartarus-vm/tartarus/internal/control/mnemosyne"
 	"github.com/tartarus-vm/tartarus/internal/fault"
+	"github.com/tartarus-vm/tartarus/internal/metrics"
 	"github.com/tartarus-vm/tartarus/internal/seal"
 )
 
@@ -32,7 +33,7 @@ type sink struct {
 }
 
 func (s *sink) Name() string { return "memory" }
-func (s *sink) Kind() string { return "memory" }
+func (s *sink) Kind() string { return metrics.SinkFile }
 
 func (s *sink) Write(ctx context.Context, line []byte) error {
 	s.mu.Lock()

@@ -5,7 +5,7 @@ import (
 	"log/slog"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
+	"github.com/tartarus-vm/tartarus/internal/metrics"
 )
 
 const (
@@ -20,15 +20,15 @@ type outlet struct {
 	sink   Sink
 	lines  chan []byte // closed by finish
 	ending chan struct{}
-	counts *prometheus.CounterVec
+	counts *metrics.Counter
 	log    *slog.Logger
 }
 
-func newOutlet(s Sink, counts *prometheus.CounterVec, log *slog.Logger) *outlet {
+func newOutlet(s Sink, counts *metrics.Counter, log *slog.Logger) *outlet {
 	return &outlet{sink: s, lines: make(chan []byte, maxQueue), ending: make(chan struct{}), counts: counts, log: log.With("sink", s.Name())}
 }
 
-func (o *outlet) count(outcome string) { o.counts.WithLabelValues(o.sink.Kind(), outcome).Inc() }
+func (o *outlet) count(outcome string) { o.counts.Inc(o.sink.Kind(), outcome) }
 
 // put queues a line without waiting; if there is no room, the oldest is lost.
 // Only one goroutine may call it.
@@ -41,7 +41,7 @@ func (o *outlet) put(line []byte) {
 		}
 		select {
 		case <-o.lines:
-			o.count("lost")
+			o.count(metrics.CheckpointLost)
 		default: // run has just made room
 		}
 	}
@@ -57,7 +57,7 @@ func (o *outlet) finish() {
 func (o *outlet) run(ctx context.Context) {
 	for line := range o.lines {
 		if !o.keep(ctx, line) {
-			o.count("lost")
+			o.count(metrics.CheckpointLost)
 			o.log.Error("a checkpoint of the audit log was not kept", "checkpoint", string(line))
 		}
 	}
@@ -69,14 +69,14 @@ func (o *outlet) keep(ctx context.Context, line []byte) bool {
 	for wait := firstWait; ; wait = min(2*wait, maxWait) {
 		err := o.sink.Write(ctx, line)
 		if err == nil {
-			o.count("kept")
+			o.count(metrics.CheckpointKept)
 			if failed {
 				o.log.Info("the audit sink takes checkpoints again")
 			}
 			return true
 		}
 		failed = true
-		o.count("failed")
+		o.count(metrics.CheckpointFailed)
 		o.log.Warn("the audit sink does not take checkpoints", "error", err)
 		if ended {
 			return false

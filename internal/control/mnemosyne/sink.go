@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tartarus-vm/tartarus/internal/fault"
+	"github.com/tartarus-vm/tartarus/internal/metrics"
 )
 
 // Sink keeps checkpoints where the log's writer cannot change them.
@@ -51,7 +52,7 @@ func OpenSink(text string) (Sink, error) {
 type fileSink struct{ path string }
 
 func (s *fileSink) Name() string { return "file:" + s.path }
-func (s *fileSink) Kind() string { return "file" }
+func (s *fileSink) Kind() string { return metrics.SinkFile }
 
 func (s *fileSink) Write(_ context.Context, line []byte) (err error) {
 	f, made, err := s.open()
@@ -123,7 +124,7 @@ const (
 )
 
 func (s *syslogSink) Name() string { return "syslog:" + s.paths[0] }
-func (s *syslogSink) Kind() string { return "syslog" }
+func (s *syslogSink) Kind() string { return metrics.SinkSyslog }
 
 func (s *syslogSink) Write(ctx context.Context, line []byte) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, syslogPatience)
