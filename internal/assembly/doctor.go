@@ -4,21 +4,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
-	"runtime"
+	"slices"
 	"strings"
-	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/tartarus-vm/tartarus/internal/cli"
 	"github.com/tartarus-vm/tartarus/internal/fault"
 	"github.com/tartarus-vm/tartarus/internal/node/lethe"
 	"github.com/tartarus-vm/tartarus/internal/node/nyx"
 	"github.com/tartarus-vm/tartarus/internal/node/nyx/distro"
-	"github.com/tartarus-vm/tartarus/internal/node/tartarus"
 	"github.com/tartarus-vm/tartarus/internal/node/tartarus/firecracker"
+	"github.com/tartarus-vm/tartarus/internal/sandbox"
 )
 
 // The statuses of a finding.
@@ -41,8 +37,29 @@ func doctor(ctx context.Context, o cli.DoctorOptions) ([]cli.Finding, error) {
 		return append(findings, failed("state", err)), nil
 	}
 	findings = append(findings, findSpace(root), findImages(ctx, p))
-	findings = append(findings, findDriver(ctx, p, o.VMM)...)
-	return append(findings, findNetwork(), findSwap(), findSMT(), findClock()), nil
+	vms, layers := findDriver(ctx, p, o.VMM)
+	findings = append(findings, vms...)
+	findings = append(findings, findNetwork(), findSwap(layers), findKSM(), findSMT(), findClock())
+	if o.Production {
+		demand(findings)
+	}
+	return findings, nil
+}
+
+// demanded is what a host for the code of strangers has, by the names of
+// findings.
+func demanded() []string {
+	return []string{"kvm", "firecracker", "cgroups", "user", "swap", "ksm", "smt", "clock"}
+}
+
+// demand turns what is limited into what is missing, where production needs it.
+func demand(findings []cli.Finding) {
+	for i, f := range findings {
+		if f.Status == statusLimited && slices.Contains(demanded(), f.Name) {
+			findings[i].Status = statusMissing
+			findings[i].Message += " (production needs it)"
+		}
+	}
 }
 
 func failed(name string, err error) cli.Finding {
@@ -104,10 +121,12 @@ func findImages(ctx context.Context, p paths) cli.Finding {
 	return cli.Finding{Name: "images", Status: statusOK, Message: fmt.Sprintf("guest kernel %s; templates: %s", bundle.Release, strings.Join(names, ", "))}
 }
 
-func findDriver(ctx context.Context, p paths, want cli.VMMOptions) []cli.Finding {
+// findDriver says what VMs run in and how they are confined there, and the
+// layers that there are.
+func findDriver(ctx context.Context, p paths, want cli.VMMOptions) ([]cli.Finding, sandbox.Isolation) {
 	c, err := choose(ctx, p, want, nil, nil)
 	if err != nil {
-		return []cli.Finding{failed("driver", err)}
+		return []cli.Finding{failed("driver", err)}, sandbox.Isolation{}
 	}
 	defer c.close() //nolint:errcheck // an empty folder is all it could leave
 	info := c.driver.Info()
@@ -115,12 +134,11 @@ func findDriver(ctx context.Context, p paths, want cli.VMMOptions) []cli.Finding
 	if c.kvm.Usable {
 		kvm.Status, kvm.Meaning = statusOK, ""
 	}
-	return []cli.Finding{
+	return append([]cli.Finding{
 		kvm,
 		findFirecracker(c),
 		{Name: "driver", Status: statusOK, Message: fmt.Sprintf("%s %s, %s: %s", info.Name, info.Version, info.Accelerator, c.why)},
-		confinement(info),
-	}
+	}, confinement(info.Isolation)...), info.Isolation
 }
 
 // findFirecracker says why VMs run in Firecracker, or not. It is worth a cure
@@ -133,65 +151,10 @@ func findFirecracker(c choice) cli.Finding {
 	f := failed(name, c.jail)
 	f.Message = "not used: " + f.Message
 	if f.Status = statusLimited; !c.kvm.Usable {
-		f.Status, f.Cure = statusOK, ""
+		f.Cure = ""
+		f.Meaning = "VMs run in QEMU; Firecracker needs KVM"
 		return f
 	}
 	f.Meaning = "VMs run in QEMU, which is larger, slower to start and has more that a guest could attack"
 	return f
-}
-
-func confinement(info tartarus.Info) cli.Finding {
-	f := cli.Finding{Name: "confinement", Status: statusOK, Message: strings.Join(info.Isolation.Confinement, ", ")}
-	if len(info.Isolation.Missing) > 0 {
-		f.Status = statusLimited
-		f.Message += "; not: " + strings.Join(info.Isolation.Missing, ", ")
-		f.Meaning = "fewer layers stand behind the VM; every record says which there were"
-	}
-	return f
-}
-
-func findSwap() cli.Finding {
-	var si unix.Sysinfo_t
-	if err := unix.Sysinfo(&si); err != nil {
-		return failed("swap", err)
-	}
-	if si.Totalswap == 0 {
-		return cli.Finding{Name: "swap", Status: statusOK, Message: "off"}
-	}
-	return cli.Finding{
-		Name: "swap", Status: statusLimited, Message: fmt.Sprintf("%d MiB on", si.Totalswap*uint64(si.Unit)>>20),
-		Meaning: "a sandbox's memory may reach the disk", Cure: "swapoff -a",
-	}
-}
-
-func findSMT() cli.Finding {
-	b, err := os.ReadFile("/sys/devices/system/cpu/smt/active")
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return cli.Finding{Name: "smt", Status: statusOK, Message: "the kernel knows of none"}
-	case err != nil:
-		return failed("smt", err)
-	case strings.TrimSpace(string(b)) == "0":
-		return cli.Finding{Name: "smt", Status: statusOK, Message: "off"}
-	}
-	return cli.Finding{
-		Name: "smt", Status: statusLimited, Message: "on",
-		Meaning: "neighbours on one core may learn of each other by side channels", Cure: "echo off > /sys/devices/system/cpu/smt/control",
-	}
-}
-
-func findClock() cli.Finding {
-	name := "clock"
-	if time.Now().Year() < 2024 {
-		return cli.Finding{Name: name, Status: statusLimited, Message: "the wall clock says " + time.Now().Format(time.RFC3339), Meaning: "expiries of tokens and verdicts are wrong", Cure: "set the clock, or start a time service"}
-	}
-	var tx unix.Timex
-	state, err := unix.Adjtimex(&tx)
-	if err != nil {
-		return failed(name, err)
-	}
-	if state == unix.TIME_ERROR {
-		return cli.Finding{Name: name, Status: statusLimited, Message: "not synchronised, as the kernel knows", Meaning: "expiries of tokens and verdicts may be off", Cure: "start a time service"}
-	}
-	return cli.Finding{Name: name, Status: statusOK, Message: "synchronised, on " + runtime.GOOS + "/" + runtime.GOARCH}
 }

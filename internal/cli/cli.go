@@ -142,8 +142,9 @@ const (
 
 // DoctorOptions are for Inside.Doctor.
 type DoctorOptions struct {
-	StateDir string
-	VMM      VMMOptions
+	StateDir   string
+	Production bool // what the code of strangers needs is missing, not limited
+	VMM        VMMOptions
 }
 
 // VMMOptions say what VMs run in. The zero value leaves the choice.

@@ -122,7 +122,7 @@ func (a *app) doctorCommand() *cobra.Command {
 		Long: `Tries what runs need on this host and says what it found, what that means for
 sandboxes, and the command that mends it. KVM is judged by booting a guest on
 it. The exit code is 1 if something is missing without which no run works.`,
-		Example: "  tartarus doctor\n  tartarus doctor -o json",
+		Example: "  tartarus doctor\n  tartarus doctor -o json\n  tartarus doctor --production    # before strangers' code runs on it",
 		Args:    takes(),
 		RunE: func(c *cobra.Command, _ []string) error {
 			o.StateDir = a.state()
@@ -139,6 +139,7 @@ it. The exit code is 1 if something is missing without which no run works.`,
 			return nil
 		},
 	}
+	c.Flags().BoolVar(&o.Production, "production", false, "fail, too, for what a host for the code of strangers lacks")
 	o.VMM.flags(c)
 	a.outputFlag(c, "table")
 	return c
