@@ -26,6 +26,7 @@ import (
 	"github.com/tartarus-vm/tartarus/internal/node/cgroup"
 	"github.com/tartarus-vm/tartarus/internal/node/tartarus"
 	"github.com/tartarus-vm/tartarus/internal/node/tartarus/firecracker/fcapi"
+	"github.com/tartarus-vm/tartarus/internal/node/tartarus/vmproc"
 	"github.com/tartarus-vm/tartarus/internal/sandbox"
 )
 
@@ -82,8 +83,8 @@ type Driver struct {
 	version   fcapi.Version
 	bytes     int64 // of the binary
 	log       *slog.Logger
+	kind      vmproc.Kind
 	isolation sandbox.Isolation
-	overhead  int64    // MiB that a VM may take beyond its guest's memory
 	extra     []string // arguments for Firecracker, in tests
 }
 
@@ -96,7 +97,9 @@ func New(ctx context.Context, cfg Config) (*Driver, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	d := &Driver{cfg: cfg, log: cfg.Logger, overhead: sandbox.VMOverheadMiB}
+	d := &Driver{cfg: cfg, log: cfg.Logger, kind: vmproc.Kind{
+		Driver: Name, Cgroups: cfg.Cgroups, NoCgroups: cfg.NoCgroups, OverheadMiB: sandbox.VMOverheadMiB, Threads: vmmThreads,
+	}}
 	if d.log == nil {
 		d.log = slog.New(slog.DiscardHandler)
 	}

@@ -61,11 +61,7 @@ func (v *vm) judgeIsolation() error {
 		l.note(LayerJail, false, "the agent is not root")
 	}
 	l.note(LayerVMMSeccomp, filtered, "not all threads have a filter")
-	if v.d.cfg.Cgroups == nil {
-		why := v.d.cfg.NoCgroups
-		if why == "" {
-			why = "no cgroups were asked for"
-		}
+	if why := v.d.kind.Groupless(); why != "" {
 		l.note(cgroup.LayerMemory, false, why)
 	}
 	v.isolation = l.Isolation

@@ -11,7 +11,6 @@ import (
 
 	"github.com/tartarus-vm/tartarus/internal/node/cgroup"
 	"github.com/tartarus-vm/tartarus/internal/node/launcher"
-	"github.com/tartarus-vm/tartarus/internal/node/tartarus"
 )
 
 // What Firecracker makes, or finds, in its own folder: the jail's root, or
@@ -23,7 +22,13 @@ const (
 	runFolder   = "run"
 )
 
-const openFiles = 256 // that a VMM may have
+const (
+	openFiles = 256 // that a VMM may have
+
+	// vmmThreads are Firecracker's, one a vCPU and a few more, and the
+	// launcher's.
+	vmmThreads = 128
+)
 
 // launch starts Firecracker confined.
 func (d *Driver) launch(ctx context.Context, b boot, scratch *os.File, group *cgroup.Group) (*launcher.Process, error) {
@@ -108,15 +113,6 @@ func (d *Driver) jailed(s *launcher.Spec, b boot) {
 			{From: b.spec.Scratch, Name: "scratch.img", Writable: true},
 		}
 	}
-}
-
-func handleOf(p *launcher.Process, group *cgroup.Group) tartarus.Handle {
-	id := p.Identity()
-	h := tartarus.Handle{Driver: Name, Pid: id.Pid, StartTime: id.StartTime, BootID: id.BootID}
-	if group != nil {
-		h.Cgroup = group.Name()
-	}
-	return h
 }
 
 // syscalls are the system calls that Firecracker needs beyond

@@ -96,13 +96,13 @@ func (d *Driver) start(ctx context.Context, b boot) (_ *vm, err error) {
 	if scratch != nil {
 		defer scratch.Close() // the launcher holds a copy
 	}
-	if v.group, err = d.makeGroup(b); err != nil {
+	if v.group, err = d.kind.Group(b.spec.Dir, b.id, b.spec.MemoryMiB, b.spec.VCPUs); err != nil {
 		return nil, err
 	}
 	if v.proc, err = d.launch(ctx, b, scratch, v.group); err != nil {
 		return nil, err
 	}
-	v.handle = handleOf(v.proc, v.group)
+	v.handle = d.kind.Handle(v.proc, v.group)
 	if err := v.attach(ctx); err != nil {
 		return nil, err
 	}
@@ -221,7 +221,4 @@ func (v *vm) withLastWords(err error) error {
 	return err
 }
 
-func removeFiles(dir string) error {
-	_ = os.Remove(filepath.Join(dir, groupFile)) // the caller removes the folder
-	return os.RemoveAll(filepath.Join(dir, runFolder))
-}
+func removeFiles(dir string) error { return os.RemoveAll(filepath.Join(dir, runFolder)) }

@@ -16,6 +16,7 @@ import (
 	"github.com/tartarus-vm/tartarus/internal/node/launcher"
 	"github.com/tartarus-vm/tartarus/internal/node/tartarus"
 	"github.com/tartarus-vm/tartarus/internal/node/tartarus/firecracker/fcapi"
+	"github.com/tartarus-vm/tartarus/internal/node/tartarus/vmproc"
 	"github.com/tartarus-vm/tartarus/internal/sandbox"
 )
 
@@ -35,7 +36,7 @@ type vm struct {
 	handle    tartarus.Handle
 	api       *fcapi.Client
 	isolation sandbox.Isolation
-	usage     *meter
+	usage     *vmproc.Meter
 
 	done chan struct{}
 	exit tartarus.Exit // set before done is closed
@@ -85,7 +86,7 @@ func (v *vm) attach(ctx context.Context) error {
 		}
 		return err
 	}
-	v.usage = newMeter(v.proc.VMM().Pid, v.boot.spec.Scratch, v.group)
+	v.usage = vmproc.NewMeter(v.proc.VMM().Pid, v.boot.spec.Scratch, v.group)
 	go v.tend()
 	return nil
 }
@@ -159,19 +160,15 @@ func broke(err error) bool {
 // tend waits for the end: a guest's reset is Firecracker's too.
 func (v *vm) tend() {
 	<-v.proc.Done()
-	v.exit = exitOf(v.proc.Exit())
+	v.exit = vmproc.Exit(v.proc.Exit())
 	v.exit.Stderr = v.lastWords()
-	if s, err := v.usage.sample(); err == nil {
+	if s, err := v.usage.Sample(); err == nil {
 		v.exit.OOMKill = s.OOMKills > 0
 	}
 	v.mu.Lock()
 	v.exit.ByKill = v.byKill && v.exit.Signal != 0
 	v.mu.Unlock()
 	close(v.done)
-}
-
-func exitOf(e launcher.Exit) tartarus.Exit {
-	return tartarus.Exit{At: e.At, Code: e.Code, Signal: e.Signal}
 }
 
 // Handle is what the journal keeps.
@@ -181,7 +178,7 @@ func (v *vm) Handle() tartarus.Handle { return v.handle }
 func (v *vm) Isolation() sandbox.Isolation { return v.isolation }
 
 // Sample reads what the host sees the VM use.
-func (v *vm) Sample() (tartarus.Sample, error) { return v.usage.sample() }
+func (v *vm) Sample() (tartarus.Sample, error) { return v.usage.Sample() }
 
 // Pause stops the vCPUs.
 func (v *vm) Pause(ctx context.Context) error { return v.command(ctx, v.api.Pause) }
@@ -251,7 +248,7 @@ func (v *vm) end(ctx context.Context) error {
 		v.mu.Lock()
 		v.byKill = true
 		v.mu.Unlock()
-		v.usage.sample() //nolint:errcheck // the last sample that can be had; an older one will do
+		v.usage.Sample() //nolint:errcheck // the last sample that can be had; an older one will do
 		if err := v.proc.Kill(ctx); err != nil {
 			return err
 		}
@@ -269,9 +266,5 @@ func (v *vm) end(ctx context.Context) error {
 // the launcher wrote stays until the caller removes the folder: it tells how
 // Firecracker ended.
 func (v *vm) remove(ctx context.Context) error {
-	err := removeFiles(v.boot.spec.Dir)
-	if v.group != nil {
-		err = errors.Join(err, v.group.Remove(ctx))
-	}
-	return err
+	return errors.Join(removeFiles(v.boot.spec.Dir), vmproc.DropGroup(ctx, v.boot.spec.Dir, v.group))
 }

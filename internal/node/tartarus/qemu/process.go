@@ -13,6 +13,9 @@ import (
 	"github.com/tartarus-vm/tartarus/internal/node/tartarus"
 )
 
+// vmmThreads are QEMU's, with those that serve its disks, and the launcher's.
+const vmmThreads = 256
+
 // launch starts QEMU confined. It may read its program's surroundings, kernel
 // and initramfs, and open nothing else.
 func (d *Driver) launch(ctx context.Context, b boot, files []*os.File, group *cgroup.Group) (*launcher.Process, error) {
@@ -94,18 +97,4 @@ func linked(dir string) ([]string, error) {
 		out = append(out, filepath.Dir(to))
 	}
 	return out, nil
-}
-
-func handleOf(p *launcher.Process, group *cgroup.Group) tartarus.Handle {
-	id := p.Identity()
-	h := tartarus.Handle{Driver: Name, Pid: id.Pid, StartTime: id.StartTime, BootID: id.BootID}
-	if group != nil {
-		h.Cgroup = group.Name()
-	}
-	return h
-}
-
-// exitOf is the launcher's account of an end in the words of the seam.
-func exitOf(e launcher.Exit) tartarus.Exit {
-	return tartarus.Exit{At: e.At, Code: e.Code, Signal: e.Signal}
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/tartarus-vm/tartarus/internal/node/cgroup"
 	"github.com/tartarus-vm/tartarus/internal/node/launcher"
 	"github.com/tartarus-vm/tartarus/internal/node/tartarus"
+	"github.com/tartarus-vm/tartarus/internal/node/tartarus/vmproc"
 	"github.com/tartarus-vm/tartarus/internal/sandbox"
 )
 
@@ -83,11 +84,11 @@ type Driver struct {
 	accel   string
 	tscKHz  int64
 	log     *slog.Logger
+	kind    vmproc.Kind
 
 	readable  []string // of the host's files, by every VMM
 	isolation sandbox.Isolation
-	overhead  int64 // MiB that a VM may take beyond its guest's memory
-	asRoot    bool  // for Probe: the VMM keeps the agent's user
+	asRoot    bool // for Probe: the VMM keeps the agent's user
 }
 
 var _ tartarus.Driver = (*Driver)(nil)
@@ -103,7 +104,9 @@ func New(ctx context.Context, cfg Config) (*Driver, error) {
 		return nil, fault.New(fault.Unsupported, "there is no machine for %s yet", runtime.GOARCH).
 			WithHint("run Tartarus on x86-64")
 	}
-	d := &Driver{cfg: cfg, machine: m, accel: cfg.accelerator(), log: cfg.Logger, overhead: sandbox.VMOverheadMiB}
+	d := &Driver{cfg: cfg, machine: m, accel: cfg.accelerator(), log: cfg.Logger, kind: vmproc.Kind{
+		Driver: Name, Cgroups: cfg.Cgroups, NoCgroups: cfg.NoCgroups, OverheadMiB: sandbox.VMOverheadMiB, Threads: vmmThreads,
+	}}
 	if d.log == nil {
 		d.log = slog.New(slog.DiscardHandler)
 	}
@@ -145,7 +148,7 @@ func (d *Driver) trial(ctx context.Context) (sandbox.Isolation, error) {
 		return fail(err)
 	}
 	defer os.RemoveAll(dir) // a few small files
-	group, err := d.makeGroup(filepath.Base(dir), dir, tartarus.MinMemoryMiB, 1)
+	group, err := d.kind.Group(dir, filepath.Base(dir), tartarus.MinMemoryMiB, 1)
 	if err != nil {
 		return fail(err)
 	}
@@ -164,7 +167,7 @@ func (d *Driver) trial(ctx context.Context) (sandbox.Isolation, error) {
 		return fail(errors.Join(ctx.Err(), p.Kill(kctx)))
 	}
 	if e := p.Exit(); e.Code != 0 {
-		return fail(fmt.Errorf("%s: %.500q", exitOf(e), p.Stderr()))
+		return fail(fmt.Errorf("%s: %.500q", vmproc.Exit(e), p.Stderr()))
 	}
 	return d.isolationOf(p), nil
 }
@@ -184,7 +187,10 @@ func (d *Driver) Info() tartarus.Info {
 
 // isolationOf is what confines a process.
 func (d *Driver) isolationOf(p *launcher.Process) sandbox.Isolation {
-	i := d.groupless(p.Isolation())
+	i := p.Isolation()
 	i.Accelerator = d.accel
+	if why := d.kind.Groupless(); why != "" {
+		i.Missing = append(i.Missing, cgroup.LayerMemory+": "+why)
+	}
 	return i
 }

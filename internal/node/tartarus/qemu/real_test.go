@@ -194,7 +194,7 @@ func TestHostLimit(t *testing.T) {
 	}
 	g := real(t)
 	d := bounded(t)
-	d.overhead = -16 // as if QEMU took much more
+	d.kind.OverheadMiB = -16 // as if QEMU took much more
 	v := started(t, d, g.spec(t))
 	select {
 	case <-v.Done():

@@ -72,7 +72,7 @@ func (d *Driver) start(ctx context.Context, b boot) (_ *vm, err error) {
 		return nil, err
 	}
 	defer closeAll(files)
-	if v.group, err = d.makeGroup(string(b.spec.ID), b.spec.Dir, b.spec.MemoryMiB, b.spec.VCPUs); err != nil {
+	if v.group, err = d.kind.Group(b.spec.Dir, string(b.spec.ID), b.spec.MemoryMiB, b.spec.VCPUs); err != nil {
 		return nil, err
 	}
 	if v.proc, err = d.launch(ctx, b, files, v.group); err != nil {
@@ -81,7 +81,7 @@ func (d *Driver) start(ctx context.Context, b boot) (_ *vm, err error) {
 	// QEMU alone holds the sockets and disks now: a monitor whose QEMU has
 	// ended must fail rather than wait.
 	closeAll(files)
-	v.handle = handleOf(v.proc, v.group)
+	v.handle = d.kind.Handle(v.proc, v.group)
 	if err := v.attach(ctx); err != nil {
 		return nil, err
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/tartarus-vm/tartarus/internal/node/cgroup"
 	"github.com/tartarus-vm/tartarus/internal/node/launcher"
 	"github.com/tartarus-vm/tartarus/internal/node/tartarus"
+	"github.com/tartarus-vm/tartarus/internal/node/tartarus/vmproc"
 	"github.com/tartarus-vm/tartarus/internal/sandbox"
 )
 
@@ -34,7 +35,7 @@ type vm struct {
 	group  *cgroup.Group // nil without cgroups
 	handle tartarus.Handle
 	mon    *monitor
-	usage  *meter
+	usage  *vmproc.Meter
 
 	halted chan struct{} // holds one: the guest ended or QEMU stopped by itself
 	done   chan struct{}
@@ -92,7 +93,7 @@ func (v *vm) attach(ctx context.Context) error {
 		}
 		return err
 	}
-	v.usage = newMeter(v.proc.VMM().Pid, v.spec.Scratch, v.group)
+	v.usage = vmproc.NewMeter(v.proc.VMM().Pid, v.spec.Scratch, v.group)
 	go v.tend()
 	return nil
 }
@@ -156,9 +157,9 @@ func (v *vm) tend() {
 	}
 	<-v.proc.Done()
 	v.mon.close()
-	v.exit = exitOf(v.proc.Exit())
+	v.exit = vmproc.Exit(v.proc.Exit())
 	v.exit.Stderr = v.lastWords()
-	if s, err := v.usage.sample(); err == nil {
+	if s, err := v.usage.Sample(); err == nil {
 		v.exit.OOMKill = s.OOMKills > 0
 	}
 	v.mu.Lock()
@@ -197,7 +198,7 @@ func (v *vm) over() bool {
 func (v *vm) conclude() {
 	ctx, cancel := context.WithTimeout(context.Background(), endTimeout)
 	defer cancel()
-	v.usage.sample() //nolint:errcheck // an older one will do
+	v.usage.Sample() //nolint:errcheck // an older one will do
 	v.readRing(ctx)
 	qctx, qcancel := context.WithTimeout(ctx, quitTimeout)
 	defer qcancel()
@@ -268,7 +269,7 @@ var (
 )
 
 // Sample reads what the host sees the VM use.
-func (v *vm) Sample() (tartarus.Sample, error) { return v.usage.sample() }
+func (v *vm) Sample() (tartarus.Sample, error) { return v.usage.Sample() }
 
 // Pause stops the vCPUs.
 func (v *vm) Pause(ctx context.Context) error { return v.command(ctx, "stop") }
@@ -309,7 +310,7 @@ func (v *vm) Kill(ctx context.Context) error {
 		v.mu.Lock()
 		v.byKill = true
 		v.mu.Unlock()
-		v.usage.sample() //nolint:errcheck // the last sample that can be had; an older one will do
+		v.usage.Sample() //nolint:errcheck // the last sample that can be had; an older one will do
 		if err := v.proc.Kill(ctx); err != nil {
 			return fmt.Errorf("killing vm %q: %w", v.spec.ID, err)
 		}
@@ -335,16 +336,13 @@ func (v *vm) Kill(ctx context.Context) error {
 // remove takes away what Start made around the process, which has ended.
 func (v *vm) remove(ctx context.Context) error {
 	removeFiles(v.spec.Dir)
-	if v.group == nil {
-		return nil
-	}
-	return v.group.Remove(ctx)
+	return vmproc.DropGroup(ctx, v.spec.Dir, v.group)
 }
 
 // removeFiles takes our files from a VM's folder. What the launcher wrote
 // there stays until the caller removes the folder: it tells how QEMU ended.
 func removeFiles(dir string) {
-	for _, name := range []string{monitorSocket, guestSocket, groupFile} {
+	for _, name := range []string{monitorSocket, guestSocket} {
 		_ = os.Remove(filepath.Join(dir, name)) // the caller removes the folder
 	}
 }

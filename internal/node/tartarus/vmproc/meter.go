@@ -1,4 +1,4 @@
-package qemu
+package vmproc
 
 import (
 	"bytes"
@@ -19,8 +19,9 @@ import (
 // every architecture that Linux and Go share.
 const ticksPerSecond = 100
 
-// meter reads what a VMM uses from /proc, and keeps the last it saw.
-type meter struct {
+// Meter reads what a VMM uses from /proc, and keeps the last it saw. Its
+// methods may be called at once, and after the VMM's end.
+type Meter struct {
 	pid     int
 	scratch string
 	group   *cgroup.Group // nil without cgroups
@@ -31,15 +32,17 @@ type meter struct {
 	has  bool            // guarded by mu
 }
 
-func newMeter(pid int, scratch string, group *cgroup.Group) *meter {
-	m := &meter{pid: pid, scratch: scratch, group: group, blocks0: allocated(scratch)}
-	m.sample() //nolint:errcheck // so that there is one however soon it ends
+// NewMeter is the meter of the VMM that is process pid, with the disk scratch
+// and, if it has one, that cgroup.
+func NewMeter(pid int, scratch string, group *cgroup.Group) *Meter {
+	m := &Meter{pid: pid, scratch: scratch, group: group, blocks0: allocated(scratch)}
+	m.Sample() //nolint:errcheck // so that there is one however soon it ends
 	return m
 }
 
-// sample reads once. After the VMM's end it is the last one read, with what
+// Sample reads once. After the VMM's end it is the last one read, with what
 // the group has counted to the end.
-func (m *meter) sample() (tartarus.Sample, error) {
+func (m *Meter) Sample() (tartarus.Sample, error) {
 	s, err := m.read()
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -60,7 +63,7 @@ func (m *meter) sample() (tartarus.Sample, error) {
 
 // count adds what the group knows better. Its memory is none of it: it has the
 // page cache in it, which is no use of the VM's.
-func (m *meter) count(s *tartarus.Sample) {
+func (m *Meter) count(s *tartarus.Sample) {
 	if m.group == nil {
 		return
 	}
@@ -70,7 +73,7 @@ func (m *meter) count(s *tartarus.Sample) {
 	}
 }
 
-func (m *meter) read() (tartarus.Sample, error) {
+func (m *Meter) read() (tartarus.Sample, error) {
 	s := tartarus.Sample{At: time.Now()}
 	dir := "/proc/" + strconv.Itoa(m.pid)
 	stat, err := os.ReadFile(dir + "/stat")
