@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -180,6 +181,10 @@ func clean(t *testing.T, s tartarus.Spec) {
 			t.Errorf("%s is left: %q", p, b)
 		}
 	}
+	// A child that another test has forked and that has not executed its
+	// program yet holds a copy of all that this process has open.
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	f, err := os.OpenFile(s.Scratch, os.O_RDWR, 0)
 	if err != nil {
 		t.Fatal(err)
