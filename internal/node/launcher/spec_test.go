@@ -191,7 +191,8 @@ func TestBornInItsCgroup(t *testing.T) {
 	done(t, v.p)
 }
 
-// otherNetwork is a network namespace of the test's own, held open.
+// otherNetwork is a network namespace of the test's own, held open, with a
+// device in it that no other has.
 func otherNetwork(t *testing.T) *os.File {
 	t.Helper()
 	var f *os.File
@@ -199,6 +200,9 @@ func otherNetwork(t *testing.T) *os.File {
 	go func() {
 		runtime.LockOSThread() // never unlocked: the thread ends with its goroutine
 		err := unix.Unshare(unix.CLONE_NEWNET)
+		if err == nil {
+			err = makeTAP(ownDevice)
+		}
 		if err == nil {
 			f, err = os.Open("/proc/thread-self/ns/net")
 		}
@@ -209,6 +213,40 @@ func otherNetwork(t *testing.T) *os.File {
 	}
 	t.Cleanup(func() { _ = f.Close() })
 	return f
+}
+
+const ownDevice = "launchertest"
+
+// makeTAP makes a device in this thread's network namespace that stays.
+func makeTAP(name string) error {
+	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	ifr, err := unix.NewIfreq(name)
+	if err != nil {
+		return err
+	}
+	ifr.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI)
+	return errors.Join(unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr), unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 1))
+}
+
+// devices are the network devices that a process sees.
+func devices(t *testing.T, pid int) []string {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/dev", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []string
+	for line := range strings.Lines(string(b)) {
+		if name, _, is := strings.Cut(line, ":"); is {
+			out = append(out, strings.TrimSpace(name))
+		}
+	}
+	slices.Sort(out)
+	return out
 }
 
 func TestBornInItsNetwork(t *testing.T) {
@@ -224,6 +262,9 @@ func TestBornInItsNetwork(t *testing.T) {
 	in, err := os.Stat(fmt.Sprintf("/proc/%d/ns/net", v.p.VMM().Pid))
 	if err != nil || !os.SameFile(in, want) {
 		t.Errorf("the VMM is in %v and not in %v: %v", in, want, err)
+	}
+	if got := devices(t, v.p.VMM().Pid); !slices.Equal(got, []string{ownDevice, "lo"}) {
+		t.Errorf("the VMM sees the devices %v", got)
 	}
 	for _, layer := range nsLayers {
 		if !slices.Contains(v.p.Isolation().Confinement, layer) {
@@ -245,13 +286,17 @@ func TestNetworkRefused(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		_, err = Start(t.Context(), Spec{Dir: folder(t, os.Geteuid()), Argv: []string{programs.probe}, Network: f, UID: me(), GID: me()})
+		dir := folder(t, os.Geteuid())
+		_, err = Start(t.Context(), Spec{Dir: dir, Argv: []string{programs.probe}, Network: f, UID: me(), GID: me()})
 		want := fault.InvalidArgument
 		if os.Geteuid() != 0 {
 			want = fault.Unsupported
 		}
 		if !fault.Is(err, want) {
 			t.Errorf("%s: %v", name, err)
+		}
+		if left := strays(t, dir); len(left) != 0 {
+			t.Errorf("%s: left: %v", name, left)
 		}
 		_ = f.Close()
 	}
