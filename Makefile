@@ -24,7 +24,7 @@ build: guest ## build bin/tartarus, one static binary
 guest: ## build the guest's init, which the binary embeds
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $(GUEST) ./cmd/tartarus-guest
 
-test: deps-test build ## everything that CI runs
+test: deps-test build firecracker-test ## everything that CI runs
 	@scripts/test.sh
 
 test-go: guest ## the Go tests alone, with the race detector

@@ -1,6 +1,7 @@
 #!/bin/bash
-# What CI runs: lint, race tests with none of the listed ones skipped, fuzz
-# smoke. Prints how long it took and whether the caches were warm.
+# What CI runs: race tests with none of the listed ones skipped, the short suite
+# of the lab, fuzz smoke, lint. Prints how long it took and whether the caches
+# were warm.
 set -euo pipefail
 began=$SECONDS
 warm=warm
@@ -9,6 +10,8 @@ warm=warm
 CGO_ENABLED=0 go build ./...
 echo "== go test -race"
 go test -race -timeout 20m -json ./... | go run ./test/mustrun test/must-run.txt
+echo "== lab"
+go run ./test/lab suite
 echo "== fuzz smoke"
 scripts/fuzz.sh 10000x
 echo "== lint"
