@@ -30,6 +30,7 @@ type Ledger interface {
 	Book
 	Audits
 	Tokens
+	Policies
 
 	// Close ends the use of the store. Steps under way finish first.
 	Close() error
@@ -218,7 +219,8 @@ type Book interface {
 	// Prune removes ended records that are too many or too old, their events
 	// and expired idempotency keys. Too many are those beyond the Count that
 	// ended last; too old those that ended more than Age ago. Audit entries
-	// and live records stay.
+	// and live records stay. Policies that were replaced PolicyGrace ago go
+	// once no record names them.
 	Prune(ctx context.Context, keep Retention, now time.Time) (removed int, err error)
 }
 

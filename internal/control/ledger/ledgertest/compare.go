@@ -56,6 +56,7 @@ func (m *model) compare(rt *rapid.T) {
 		rt.Fatalf("usage differs (-model +got):\n%s", d)
 	}
 	m.compareNodes(rt)
+	m.comparePolicies(rt)
 	if audit := m.audits(); len(audit) != min(m.audit, ledger.MaxPage) {
 		rt.Fatalf("there are %d audit entries, the model has %d", len(audit), m.audit)
 	} else if err := ledger.VerifyAudit(nil, audit); err != nil {

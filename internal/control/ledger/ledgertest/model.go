@@ -39,9 +39,12 @@ func Model(t *testing.T, open Open) {
 			"kill":    m.kills,
 			"join":    m.joins,
 			"prune":   m.prunes,
+
+			"activate": m.activates,
 			"wait": func(rt *rapid.T) {
 				m.later(time.Duration(rapid.IntRange(1, 20).Draw(rt, "seconds")) * time.Second)
 			},
+			"wait long": func(*rapid.T) { m.later(ledger.PolicyGrace / 2) },
 		})
 	})
 }
@@ -57,12 +60,16 @@ type model struct {
 	given  []ledger.Claim       // every claim ever made
 	bound  []sandbox.Assignment // every assignment ever made
 	audit  int
+
+	policies []ledger.Policy // kept, the active one last
+	seq      int64           // of the last activation
 }
 
 // box is a sandbox of the model.
 type box struct {
 	id        sandbox.ID
 	tenant    string
+	policy    string
 	state     sandbox.State
 	vcpus     int
 	limits    sandbox.Limits
@@ -131,6 +138,7 @@ func (m *model) admits(rt *rapid.T) {
 	if rapid.Bool().Draw(rt, "impatient") {
 		a.Record.Request.QueueTimeout = time.Minute
 	}
+	a.Record.Verdict.PolicyVersion = rapid.SampledFrom(modelPolicies).Draw(rt, "policy")
 	live, want := 0, ""
 	for _, b := range m.boxes {
 		if b.tenant == tenant && b.live() {
@@ -145,7 +153,7 @@ func (m *model) admits(rt *rapid.T) {
 	if err != nil {
 		return
 	}
-	b := &box{id: a.Record.ID, tenant: tenant, vcpus: res.VCPUs, limits: a.Limits}
+	b := &box{id: a.Record.ID, tenant: tenant, policy: a.Record.Verdict.PolicyVersion, vcpus: res.VCPUs, limits: a.Limits}
 	if d := a.Record.Request.QueueTimeout; d > 0 {
 		b.deadline = m.now.Add(d)
 	}
@@ -456,4 +464,8 @@ func (m *model) prunes(rt *rapid.T) {
 		rt.Fatalf("Prune(%+v) removed %d, the model says %d", keep, n, len(gone))
 	}
 	m.boxes = slices.DeleteFunc(m.boxes, func(b *box) bool { return gone[b.id] })
+	m.policies = slices.DeleteFunc(m.policies, func(p ledger.Policy) bool {
+		named := slices.ContainsFunc(m.boxes, func(b *box) bool { return b.policy == p.Version })
+		return !p.ReplacedAt.IsZero() && m.now.Sub(p.ReplacedAt) >= ledger.PolicyGrace && !named
+	})
 }

@@ -21,7 +21,7 @@ type Open func(t testing.TB) ledger.Ledger
 
 // Run runs every case, each on a ledger of its own.
 func Run(t *testing.T, open Open) {
-	for _, group := range [][]testCase{admissionCases, queueCases, placementCases, endCases, bookCases, auditCases, tokenCases, crowdCases} {
+	for _, group := range [][]testCase{admissionCases, queueCases, placementCases, endCases, bookCases, auditCases, tokenCases, policyCases, crowdCases} {
 		for _, c := range group {
 			t.Run(c.name, func(t *testing.T) { c.run(t, newWorld(t, open)) })
 		}

@@ -286,6 +286,7 @@ func (l *Ledger) Prune(ctx context.Context, keep ledger.Retention, now time.Time
 			}
 		}
 		maps.DeleteFunc(l.keys, func(_ keyName, k keyRow) bool { return !k.expires.After(now) })
+		l.prunePolicies(now)
 		return removed > 0, nil
 	})
 	return removed, err

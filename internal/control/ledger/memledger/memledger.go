@@ -34,6 +34,9 @@ type Ledger struct {
 	audit  []sandbox.AuditEntry
 	tokens map[string]ledger.Token
 	did    []change // by the step under way
+
+	policies  map[string]ledger.Policy // by version
+	policySeq int64                    // of the active one; 0 for none
 }
 
 // change is for the observer.
@@ -69,6 +72,8 @@ func New() *Ledger {
 		keys:   map[keyName]keyRow{},
 		nodes:  map[string]sandbox.Node{},
 		tokens: map[string]ledger.Token{},
+
+		policies: map[string]ledger.Policy{},
 	}
 }
 

@@ -2,6 +2,7 @@ package sqliteledger
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"strings"
 	"time"
@@ -222,7 +223,9 @@ func (l *Ledger) Prune(ctx context.Context, keep ledger.Retention, now time.Time
 		}
 		removed += int(n)
 		if n == 0 {
-			return removed, l.step(ctx, func(t *txn) error { return t.exec(sqlDeleteKeys, now) })
+			return removed, l.step(ctx, func(t *txn) error {
+				return errors.Join(t.exec(sqlDeleteKeys, now), t.exec(sqlPrunePolicies, now.Add(-ledger.PolicyGrace)))
+			})
 		}
 	}
 }

@@ -102,7 +102,8 @@ func (t *txn) insert(e *ledgerstep.Entry, a sandbox.Admitted) error {
 	if err != nil {
 		return err
 	}
-	if err := t.exec(sqlInsertRecord, string(rec.ID), rec.Tenant, string(rec.State), rec.Node, rec.EndedAt, e.Seq, doc); err != nil {
+	if err := t.exec(sqlInsertRecord, string(rec.ID), rec.Tenant, string(rec.State), rec.Node, rec.EndedAt, e.Seq, doc,
+		rec.Verdict.PolicyVersion); err != nil {
 		return err
 	}
 	if err := t.saveEvents(e); err != nil || !rec.State.Live() {

@@ -2,6 +2,7 @@ package sqliteledger
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -38,7 +39,7 @@ func TestANewerStoreIsRefused(t *testing.T) {
 	if err := c.close(); err != nil {
 		t.Fatal(err)
 	}
-	refuses(t, path, fault.Unsupported, "version 2", "up to 1")
+	refuses(t, path, fault.Unsupported, fmt.Sprintf("version %d", len(migrations)+1), fmt.Sprintf("up to %d", len(migrations)))
 }
 
 func TestAnOlderStoreIsBroughtUpToDate(t *testing.T) {
@@ -71,6 +72,32 @@ func TestAnOlderStoreIsBroughtUpToDate(t *testing.T) {
 		if err := c.close(); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// TestRecordsOfAnOlderStoreKeepTheirPolicy has a store of version 1, which did
+// not know of policies, say which ones its records name.
+func TestRecordsOfAnOlderStoreKeepTheirPolicy(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "ledger.db")
+	c, err := open(Config{Path: path}, migrations[:1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = c.db.Exec(`INSERT INTO records (id, tenant, state, node, ended_at, seq, doc) VALUES
+		('a', 't', 'failed', '', 1, 1, '{"verdict": {"policy_version": "v1"}}'), ('b', 't', 'failed', '', 1, 1, '{}')`)
+	if err := errors.Join(err, c.close()); err != nil {
+		t.Fatal(err)
+	}
+	if c, err = open(Config{Path: path}, migrations); err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	err = c.query(func(s *sqlite3.Stmt) error {
+		got = append(got, s.ColumnText(0))
+		return nil
+	}, `SELECT policy FROM records ORDER BY id`)
+	if err := errors.Join(err, c.close()); err != nil || fmt.Sprint(got) != "[v1 ]" {
+		t.Errorf("the records name %q, %v", got, err)
 	}
 }
 

@@ -107,6 +107,20 @@ CREATE TABLE tokens (
 	doc        TEXT NOT NULL -- ledger.Token as JSON
 );
 `,
+	// 2: the texts of policies, and which records name them.
+	`
+CREATE TABLE policies (
+	version      TEXT PRIMARY KEY,
+	text         TEXT NOT NULL,
+	origin       TEXT NOT NULL,
+	seq          INTEGER NOT NULL UNIQUE, -- grows with every activation
+	activated_at INTEGER NOT NULL,
+	replaced_at  INTEGER NOT NULL         -- 0: it is the active one
+);
+ALTER TABLE records ADD COLUMN policy TEXT NOT NULL DEFAULT '';
+UPDATE records SET policy = coalesce(json_extract(doc, '$.verdict.policy_version'), '');
+CREATE INDEX records_policy ON records (policy) WHERE policy > '';
+`,
 }
 
 // Opening.
@@ -151,7 +165,7 @@ FROM records r LEFT JOIN live l ON l.id = r.id WHERE r.id = ?1`
 	sqlExists       = `SELECT 1 FROM records WHERE id = ?1`
 	sqlRecord       = `SELECT doc FROM records WHERE id = ?1`
 	sqlCountState   = `SELECT count(*) FROM records WHERE state = ?1`
-	sqlInsertRecord = `INSERT INTO records (id, tenant, state, node, ended_at, seq, doc) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)`
+	sqlInsertRecord = `INSERT INTO records (id, tenant, state, node, ended_at, seq, doc, policy) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)`
 	sqlUpdateRecord = `UPDATE records SET state = ?2, node = ?3, ended_at = ?4, seq = ?5, doc = ?6 WHERE id = ?1`
 	sqlInsertEvent  = `INSERT INTO events (id, seq, at, state, cause, message) VALUES (?1, ?2, ?3, ?4, ?5, ?6)`
 	sqlInsertLive   = `
@@ -254,6 +268,21 @@ const (
 	sqlTokenByID   = `SELECT doc FROM tokens WHERE id = ?1`
 	sqlUpdateToken = `UPDATE tokens SET doc = ?2 WHERE id = ?1`
 	sqlTokens      = `SELECT doc FROM tokens WHERE ?1 = '' OR tenant = ?1 ORDER BY created_at, id`
+)
+
+// Policies. Whatever begins with ?1 is not after it followed by the largest
+// character.
+const (
+	sqlPolicyColumns = `version, origin, seq, activated_at, replaced_at, length(CAST(text AS BLOB))`
+	sqlActivePolicy  = `SELECT ` + sqlPolicyColumns + `, text FROM policies ORDER BY seq DESC LIMIT 1`
+	sqlPolicy        = `SELECT ` + sqlPolicyColumns + `, text FROM policies WHERE version >= ?1 AND version <= ?1 || char(1114111) ORDER BY version LIMIT 2`
+	sqlPolicies      = `SELECT ` + sqlPolicyColumns + ` FROM policies WHERE seq < ?1 ORDER BY seq DESC LIMIT ?2`
+	sqlReplacePolicy = `UPDATE policies SET replaced_at = ?2 WHERE version = ?1`
+	sqlPutPolicy     = `
+INSERT OR REPLACE INTO policies (version, text, origin, seq, activated_at, replaced_at) VALUES (?1, ?2, ?3, ?4, ?5, 0)`
+	sqlPrunePolicies = `
+DELETE FROM policies WHERE replaced_at > 0 AND replaced_at <= ?1
+	AND NOT EXISTS (SELECT 1 FROM records WHERE policy = version AND policy > '')`
 )
 
 // Pruning, in parts of a bounded size.
