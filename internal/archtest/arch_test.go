@@ -60,6 +60,10 @@ var rules = []rule{
 		why: "signatures are checked on both sides of the wire: what checks them stands on the nouns alone",
 	},
 	{
+		from: []string{"internal/strictyaml"}, deny: all, except: []string{"internal/fault"},
+		why: "it knows how to read a file, not what the file is about",
+	},
+	{
 		from: []string{"client", "internal/cli"}, deny: []string{"internal"},
 		why: "the command line and the Go client know the API and nothing behind it; cmd hands them the commands that need the inside",
 	},

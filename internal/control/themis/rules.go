@@ -131,14 +131,14 @@ func (r *reader) rules(n ast.Node) []Rule {
 	var out []Rule
 	env, err := ruleEnv()
 	if err != nil {
-		r.fail(n, "the rules cannot be read here: %v", err)
+		r.Fail(n, "the rules cannot be read here: %v", err)
 		return nil
 	}
 	seen := map[string]bool{}
-	r.list(n, maxRules, func(n ast.Node) {
+	r.List(n, maxRules, func(n ast.Node) {
 		rule := r.rule(n, env)
-		if r.err == nil && seen[rule.Name] {
-			r.fail(n, "two rules of one name")
+		if r.OK() && seen[rule.Name] {
+			r.Fail(n, "two rules of one name")
 		}
 		seen[rule.Name] = true
 		out = append(out, rule)
@@ -149,20 +149,20 @@ func (r *reader) rules(n ast.Node) []Rule {
 func (r *reader) rule(n ast.Node, env *cel.Env) Rule {
 	var rule Rule
 	deny := n
-	r.fields(n, map[string]func(ast.Node){
+	r.Fields(n, map[string]func(ast.Node){
 		"name":   func(n ast.Node) { rule.Name = r.checked(n, checkTemplate) },
-		"reason": func(n ast.Node) { rule.Reason = r.str(n) },
-		"deny":   func(n ast.Node) { deny, rule.Deny = n, r.str(n) },
+		"reason": func(n ast.Node) { rule.Reason = r.Str(n) },
+		"deny":   func(n ast.Node) { deny, rule.Deny = n, r.Str(n) },
 	})
-	if r.err != nil {
+	if !r.OK() {
 		return rule
 	}
 	if rule.Name == "" || rule.Deny == "" || strings.TrimSpace(rule.Reason) == "" {
-		r.fail(n, "a rule has name, deny and reason")
+		r.Fail(n, "a rule has name, deny and reason")
 		return rule
 	}
 	if len(rule.Deny) > maxRuleBytes || len(rule.Reason) > maxReasonBytes {
-		r.fail(n, "deny has more than %d bytes, or reason more than %d", maxRuleBytes, maxReasonBytes)
+		r.Fail(n, "deny has more than %d bytes, or reason more than %d", maxRuleBytes, maxReasonBytes)
 		return rule
 	}
 	r.compile(&rule, deny, env)
@@ -173,16 +173,16 @@ func (r *reader) compile(rule *Rule, n ast.Node, env *cel.Env) {
 	compiled, issues := env.Compile(rule.Deny)
 	if issues.Err() != nil {
 		at := issues.Errors()[0]
-		r.fail(n, "the expression does not hold at its line %d, column %d: %s", at.Location.Line(), at.Location.Column()+1, issueKind(at.Message))
+		r.Fail(n, "the expression does not hold at its line %d, column %d: %s", at.Location.Line(), at.Location.Column()+1, issueKind(at.Message))
 		return
 	}
 	if !compiled.OutputType().IsExactType(cel.BoolType) {
-		r.fail(n, "the expression must be true or false")
+		r.Fail(n, "the expression must be true or false")
 		return
 	}
 	prog, err := env.Program(compiled, cel.CostLimit(ruleCostLimit))
 	if err != nil {
-		r.fail(n, "the expression cannot be prepared")
+		r.Fail(n, "the expression cannot be prepared")
 		return
 	}
 	rule.prog = prog
