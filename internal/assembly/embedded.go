@@ -26,6 +26,7 @@ import (
 	"github.com/tartarus-vm/tartarus/internal/control/moirai"
 	"github.com/tartarus-vm/tartarus/internal/control/olympus"
 	"github.com/tartarus-vm/tartarus/internal/control/themis"
+	"github.com/tartarus-vm/tartarus/internal/control/themis/annals"
 	"github.com/tartarus-vm/tartarus/internal/fault"
 	"github.com/tartarus-vm/tartarus/internal/node/hecatoncheir"
 	"github.com/tartarus-vm/tartarus/internal/node/lethe"
@@ -42,7 +43,7 @@ import (
 // this user's state folder, on its Unix socket alone.
 type Config struct {
 	StateDir string // this user's own if empty
-	Policy   string // file; the built-in policy if empty
+	Policy   string // file or folder; the built-in policy if empty
 	Listen   string // loopback address, host:port; "" for none
 	VMM      cli.VMMOptions
 
@@ -218,7 +219,8 @@ func (e *embedded) openBook(ctx context.Context) (err error) {
 	if e.logs, err = dirblobs.Open(dirblobs.Config{Dir: e.home.logs(), Log: e.log}); err != nil {
 		return err
 	}
-	if e.policies, err = themis.OpenSource(e.cfg.Policy); err != nil {
+	e.policies, err = themis.OpenSource(ctx, themis.SourceConfig{Path: e.cfg.Policy, Book: annals.New(e.book, nil), Logger: e.log})
+	if err != nil {
 		return err
 	}
 	e.guard, err = cerberus.New(cerberus.Config{
@@ -280,6 +282,7 @@ func (e *embedded) build(ctx context.Context) error {
 		{Name: "scheduler", Run: sched.Run},
 		{Name: "audit checkpoints", Run: checkpoints.Run}, // it stops after those who write entries
 		{Name: "housekeeping", Run: e.keepHouse},
+		{Name: "policy", Run: e.policies.Run},
 		e.serve(server),
 	}
 	e.later(reg.Close)

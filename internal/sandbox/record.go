@@ -215,7 +215,8 @@ type AuditEntry struct {
 	Decision      Decision  `json:"decision"`
 	PolicyVersion string    `json:"policy_version,omitempty"`
 	Reasons       []Reason  `json:"reasons,omitempty"`
-	PrevDigest    Digest    `json:"prev_digest"` // of the entry before, set by the ledger
+	Difference    string    `json:"difference,omitempty"` // what a new policy changes, as lines with + and -
+	PrevDigest    Digest    `json:"prev_digest"`          // of the entry before, set by the ledger
 }
 
 // Node is a host as the scheduler sees it.

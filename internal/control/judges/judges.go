@@ -6,6 +6,7 @@
 package judges
 
 import (
+	"context"
 	"fmt"
 
 	"github.com/tartarus-vm/tartarus/internal/control/themis"
@@ -29,6 +30,21 @@ func NewCase(p *themis.Policy, tenant string, req sandbox.Resolved) (Case, error
 			WithHint("Ask an operator to add it to the policy, or use another tenant's token.")
 	}
 	return Case{Policy: p, Tenant: t, Request: req}, nil
+}
+
+// Plea is a request as it comes before the bench.
+type Plea struct {
+	Policy    *themis.Policy
+	Principal sandbox.Principal
+	Request   sandbox.Request
+	Lookup    themis.Lookup
+}
+
+// Heard is what a hearing made of a request.
+type Heard struct {
+	Request sandbox.Resolved
+	Secrets sandbox.Secrets
+	Outcome Outcome
 }
 
 // Judge decides on one side of a case. The same case always gets the same
@@ -78,6 +94,21 @@ type Bench struct {
 
 // New makes a bench.
 func New(judges ...Judge) *Bench { return &Bench{judges: judges} }
+
+// Hear resolves a request under its policy and judges it: the one way from a
+// request to an outcome. An error means that there is none; its kinds are
+// Resolve's.
+func (b *Bench) Hear(ctx context.Context, p Plea) (Heard, error) {
+	res, secrets, err := p.Policy.Resolve(ctx, p.Principal, p.Request, p.Lookup)
+	if err != nil {
+		return Heard{}, err
+	}
+	c, err := NewCase(p.Policy, p.Principal.Tenant, res)
+	if err != nil {
+		return Heard{}, err
+	}
+	return Heard{Request: res, Secrets: secrets, Outcome: b.Judge(c)}, nil
+}
 
 // Judge hears every judge, so that a caller learns all reasons at once. It is
 // allowed only if all judges allow it; a bench without judges allows nothing.

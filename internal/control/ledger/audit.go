@@ -21,7 +21,7 @@ import (
 func AuditText(e sandbox.AuditEntry) ([]byte, error) {
 	e.Time = e.Time.UTC().Round(0)
 	for _, s := range []*string{&e.Tenant, &e.TokenID, &e.Source, &e.RequestID, &e.Action, (*string)(&e.Sandbox),
-		(*string)(&e.Decision), &e.PolicyVersion, (*string)(&e.PrevDigest)} {
+		(*string)(&e.Decision), &e.PolicyVersion, &e.Difference, (*string)(&e.PrevDigest)} {
 		*s = strings.ToValidUTF8(*s, "\uFFFD")
 	}
 	reasons := make([]sandbox.Reason, 0, len(e.Reasons))

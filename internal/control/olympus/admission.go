@@ -149,7 +149,7 @@ func (a *Admission) judge(ctx context.Context, e Entry, policy *themis.Policy, n
 	if err != nil {
 		return out, outcome, err
 	}
-	res, secrets, err := policy.Resolve(ctx, e.Principal, req, a.cfg.Lookup)
+	heard, err := a.cfg.Bench.Hear(ctx, judges.Plea{Policy: policy, Principal: e.Principal, Request: req, Lookup: a.cfg.Lookup})
 	if err != nil {
 		return out, outcome, err
 	}
@@ -157,15 +157,11 @@ func (a *Admission) judge(ctx context.Context, e Entry, policy *themis.Policy, n
 	if err != nil {
 		return out, outcome, fmt.Errorf("making an ID: %w", err)
 	}
-	c, err := judges.NewCase(policy, e.Principal.Tenant, res)
-	if err != nil {
-		return out, outcome, err
-	}
-	outcome = a.cfg.Bench.Judge(c)
-	out.plain = secrets
+	outcome = heard.Outcome
+	out.plain = heard.Secrets
 	out.Record = sandbox.Record{
-		ID: sandbox.MakeID(id.String()), Name: res.Name, Tenant: e.Principal.Tenant, State: sandbox.Queued,
-		Request: res, Verdict: outcome.Verdict, CreatedAt: now, RequestID: e.RequestID,
+		ID: sandbox.MakeID(id.String()), Name: heard.Request.Name, Tenant: e.Principal.Tenant, State: sandbox.Queued,
+		Request: heard.Request, Verdict: outcome.Verdict, CreatedAt: now, RequestID: e.RequestID,
 	}
 	out.Limits = outcome.Limits
 	return out, outcome, nil

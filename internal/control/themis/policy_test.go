@@ -2,8 +2,6 @@ package themis_test
 
 import (
 	"fmt"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -187,75 +185,6 @@ func TestErrorsQuoteNothing(t *testing.T) {
 		} else if strings.Contains(fmt.Sprintf("%+v", err), "MARKER") {
 			t.Errorf("%q: the error quotes it: %v", text, err)
 		}
-	}
-}
-
-func TestSource(t *testing.T) {
-	if s, err := themis.OpenSource(""); err != nil || s.Active().Version() != builtin(t).Version() {
-		t.Fatalf("built-in: %v", err)
-	}
-	dir := t.TempDir()
-	path := filepath.Join(dir, "policy.yaml")
-	if _, err := themis.OpenSource(path); !fault.Is(err, fault.NotFound) {
-		t.Errorf("no file: %v", err)
-	}
-	write := func(text string) {
-		t.Helper()
-		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	write(head)
-	s, err := themis.OpenSource(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	first := s.Active()
-	if changed, err := s.Reload(); changed || err != nil {
-		t.Errorf("the same file: changed %v, %v", changed, err)
-	}
-	write("version: 9")
-	if _, err := s.Reload(); err == nil || s.Active().Version() != first.Version() {
-		t.Errorf("a malformed file: %v; active %s, was %s", err, s.Active().Version(), first.Version())
-	}
-	write(head + "# more\n")
-	if changed, err := s.Reload(); !changed || err != nil || s.Active().Version() == first.Version() {
-		t.Errorf("another file: changed %v, %v", changed, err)
-	}
-	if first.Text() != head {
-		t.Error("the policy that was handed out changed")
-	}
-}
-
-func TestPolicyFileLinks(t *testing.T) {
-	dir, out := t.TempDir(), t.TempDir()
-	for _, d := range []string{dir, out} {
-		if err := os.WriteFile(filepath.Join(d, "real"), []byte(head), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	link := func(name, target string) string {
-		if err := os.Symlink(target, filepath.Join(dir, name)); err != nil {
-			t.Fatal(err)
-		}
-		return filepath.Join(dir, name)
-	}
-	// As a mounted ConfigMap is made.
-	if err := os.Mkdir(filepath.Join(dir, "..v1"), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Rename(filepath.Join(dir, "real"), filepath.Join(dir, "..v1", "policy.yaml")); err != nil {
-		t.Fatal(err)
-	}
-	link("..data", "..v1")
-	if _, err := themis.OpenSource(link("policy.yaml", "..data/policy.yaml")); err != nil {
-		t.Errorf("a link within the folder: %v", err)
-	}
-	if _, err := themis.OpenSource(link("absolute", filepath.Join(out, "real"))); err == nil {
-		t.Error("a link out of the folder was followed")
-	}
-	if _, err := themis.OpenSource(link("folder", "..v1")); err == nil {
-		t.Error("a folder was read")
 	}
 }
 

@@ -8,6 +8,7 @@ package aeacus
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -26,6 +27,8 @@ const (
 	Kill        Action = "kill"
 	TokenCreate Action = "token.create"
 	TokenRevoke Action = "token.revoke"
+
+	PolicyActivate Action = "policy.activate"
 )
 
 // maxText bounds each text of an entry that a caller may have made longer.
@@ -75,6 +78,31 @@ func Refused(call Call, action Action, policyVersion string, err error) sandbox.
 		reason.Message = "an internal error" // its text is for our log
 	}
 	e.Reasons = []sandbox.Reason{reason}
+	return e
+}
+
+// Change is what an activation changes.
+type Change struct {
+	Origin         string // the file; "" for the built-in policy
+	Before         string // the version that held; "" for none
+	Difference     string // from its text, bounded
+	Added, Removed int    // lines
+}
+
+// Activated is the entry of a policy that holds from now on. Nobody called:
+// whoever can write the file did it.
+func Activated(now time.Time, version string, c Change) sandbox.AuditEntry {
+	e := entry(Call{Time: now}, PolicyActivate, sandbox.Allow)
+	from := "the built-in policy"
+	if c.Origin != "" {
+		from = "file " + c.Origin
+	}
+	what := fmt.Sprintf("%s; no policy held before", from)
+	if c.Before != "" {
+		what = fmt.Sprintf("%s; +%d -%d lines since %s", from, c.Added, c.Removed, c.Before)
+	}
+	e.PolicyVersion, e.Difference = version, c.Difference
+	e.Reasons = []sandbox.Reason{{Judge: "aeacus", Message: clip(what)}}
 	return e
 }
 

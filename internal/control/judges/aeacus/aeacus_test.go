@@ -56,6 +56,20 @@ func TestEntries(t *testing.T) {
 				e.Action, e.Decision, e.Reasons = "token.revoke", sandbox.Allow, []sandbox.Reason{{Judge: "aeacus", Message: "tok-2"}}
 			}),
 		},
+		"policy": {
+			aeacus.Activated(call.Time, "p2", aeacus.Change{Origin: "/etc/p.yaml", Before: "p1", Difference: "+x\n", Added: 1}),
+			sandbox.AuditEntry{
+				Time: base.Time, Action: "policy.activate", Decision: sandbox.Allow, PolicyVersion: "p2", Difference: "+x\n",
+				Reasons: []sandbox.Reason{{Judge: "aeacus", Message: "file /etc/p.yaml; +1 -0 lines since p1"}},
+			},
+		},
+		"first policy": {
+			aeacus.Activated(call.Time, "p1", aeacus.Change{}),
+			sandbox.AuditEntry{
+				Time: base.Time, Action: "policy.activate", Decision: sandbox.Allow, PolicyVersion: "p1",
+				Reasons: []sandbox.Reason{{Judge: "aeacus", Message: "the built-in policy; no policy held before"}},
+			},
+		},
 		"malformed": {
 			aeacus.Refused(call, aeacus.Run, "p", fmt.Errorf("x: %w", fault.Invalid("command", "h", "there is no command"))),
 			with(func(e *sandbox.AuditEntry) {

@@ -16,6 +16,7 @@ var auditCases = []testCase{
 		entry := w.audit("token.create")
 		entry.Seq, entry.PrevDigest = 77, "sha256:forged"
 		entry.Reasons = []sandbox.Reason{{Judge: "p", Message: "bad \xff byte <&>"}}
+		entry.Difference = "+a\n-b \xff\n"
 		entry.Time = w.now.In(time.FixedZone("", -7200))
 		w.must(w.l.Audit(w.ctx, entry))
 		id := w.admit("a")
@@ -41,6 +42,7 @@ var auditCases = []testCase{
 		w.must(ledger.VerifyAudit(&all[1], all[2:]))
 		want := entry
 		want.Seq, want.PrevDigest, want.Time = 1, "", w.now
+		want.Difference = "+a\n-b \uFFFD\n"
 		want.Reasons = []sandbox.Reason{{Judge: "p", Message: "bad \uFFFD byte <&>"}}
 		if d := cmp.Diff(want, all[0]); d != "" {
 			t.Errorf("the entry differs (-want +got):\n%s", d)
