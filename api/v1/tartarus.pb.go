@@ -2842,7 +2842,9 @@ type AuditEntry struct {
 	PrevDigest string `protobuf:"bytes,12,opt,name=prev_digest,proto3" json:"prev_digest,omitempty"`
 	// The bytes that the next entry's prev_digest is the SHA-256 of; only with
 	// stored.
-	Text          []byte `protobuf:"bytes,13,opt,name=text,proto3" json:"text,omitempty"`
+	Text []byte `protobuf:"bytes,13,opt,name=text,proto3" json:"text,omitempty"`
+	// What a new policy changes, as lines with + and -; long ones are cut.
+	Difference    string `protobuf:"bytes,14,opt,name=difference,proto3" json:"difference,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2968,8 +2970,18 @@ func (x *AuditEntry) GetText() []byte {
 	return nil
 }
 
+func (x *AuditEntry) GetDifference() string {
+	if x != nil {
+		return x.Difference
+	}
+	return ""
+}
+
 type GetPolicyRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A version, or a beginning of one that no other has; the active one if
+	// empty.
+	Version       string `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3004,13 +3016,31 @@ func (*GetPolicyRequest) Descriptor() ([]byte, []int) {
 	return file_v1_tartarus_proto_rawDescGZIP(), []int{37}
 }
 
-// The active policy.
+func (x *GetPolicyRequest) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+// One version of the policy.
 type Policy struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// SHA-256 of the text.
 	Version string `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
-	// YAML.
-	Text          string `protobuf:"bytes,2,opt,name=text,proto3" json:"text,omitempty"`
+	// YAML; not in lists.
+	Text string `protobuf:"bytes,2,opt,name=text,proto3" json:"text,omitempty"`
+	// Length of the text.
+	Bytes float64 `protobuf:"fixed64,3,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// The file that it was read from; empty for the built-in policy.
+	Origin string `protobuf:"bytes,4,opt,name=origin,proto3" json:"origin,omitempty"`
+	// When it was last made the active one.
+	ActivatedAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=activated_at,proto3" json:"activated_at,omitempty"`
+	// When another one took its place; unset while it is active.
+	ReplacedAt *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=replaced_at,proto3" json:"replaced_at,omitempty"`
+	// Of the active one: why what its file has now was not taken over; unset if
+	// it was.
+	Problem       *PolicyProblem `protobuf:"bytes,7,opt,name=problem,proto3" json:"problem,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3059,6 +3089,211 @@ func (x *Policy) GetText() string {
 	return ""
 }
 
+func (x *Policy) GetBytes() float64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *Policy) GetOrigin() string {
+	if x != nil {
+		return x.Origin
+	}
+	return ""
+}
+
+func (x *Policy) GetActivatedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ActivatedAt
+	}
+	return nil
+}
+
+func (x *Policy) GetReplacedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ReplacedAt
+	}
+	return nil
+}
+
+func (x *Policy) GetProblem() *PolicyProblem {
+	if x != nil {
+		return x.Problem
+	}
+	return nil
+}
+
+// Why a new version of the policy does not hold.
+type PolicyProblem struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// With line and column, where it has such a place.
+	Message string `protobuf:"bytes,1,opt,name=message,proto3" json:"message,omitempty"`
+	// What to do about it.
+	Hint          string                 `protobuf:"bytes,2,opt,name=hint,proto3" json:"hint,omitempty"`
+	Since         *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=since,proto3" json:"since,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PolicyProblem) Reset() {
+	*x = PolicyProblem{}
+	mi := &file_v1_tartarus_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PolicyProblem) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PolicyProblem) ProtoMessage() {}
+
+func (x *PolicyProblem) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_tartarus_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PolicyProblem.ProtoReflect.Descriptor instead.
+func (*PolicyProblem) Descriptor() ([]byte, []int) {
+	return file_v1_tartarus_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *PolicyProblem) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *PolicyProblem) GetHint() string {
+	if x != nil {
+		return x.Hint
+	}
+	return ""
+}
+
+func (x *PolicyProblem) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+type ListPoliciesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// From the page before.
+	PageToken string `protobuf:"bytes,1,opt,name=page_token,proto3" json:"page_token,omitempty"`
+	// Versions on a page: 100 if 0, at most 1000.
+	PageSize      int32 `protobuf:"varint,2,opt,name=page_size,proto3" json:"page_size,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListPoliciesRequest) Reset() {
+	*x = ListPoliciesRequest{}
+	mi := &file_v1_tartarus_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListPoliciesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListPoliciesRequest) ProtoMessage() {}
+
+func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_tartarus_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListPoliciesRequest.ProtoReflect.Descriptor instead.
+func (*ListPoliciesRequest) Descriptor() ([]byte, []int) {
+	return file_v1_tartarus_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *ListPoliciesRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+func (x *ListPoliciesRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+type ListPoliciesResponse struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Policies []*Policy              `protobuf:"bytes,1,rep,name=policies,proto3" json:"policies,omitempty"`
+	// Empty on the last page.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListPoliciesResponse) Reset() {
+	*x = ListPoliciesResponse{}
+	mi := &file_v1_tartarus_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListPoliciesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListPoliciesResponse) ProtoMessage() {}
+
+func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_tartarus_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListPoliciesResponse.ProtoReflect.Descriptor instead.
+func (*ListPoliciesResponse) Descriptor() ([]byte, []int) {
+	return file_v1_tartarus_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *ListPoliciesResponse) GetPolicies() []*Policy {
+	if x != nil {
+		return x.Policies
+	}
+	return nil
+}
+
+func (x *ListPoliciesResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
 type CreateTokenRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The caller's own if empty.
@@ -3073,7 +3308,7 @@ type CreateTokenRequest struct {
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_v1_tartarus_proto_msgTypes[39]
+	mi := &file_v1_tartarus_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3085,7 +3320,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_tartarus_proto_msgTypes[39]
+	mi := &file_v1_tartarus_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3098,7 +3333,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_v1_tartarus_proto_rawDescGZIP(), []int{39}
+	return file_v1_tartarus_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *CreateTokenRequest) GetTenant() string {
@@ -3133,7 +3368,7 @@ type CreateTokenResponse struct {
 
 func (x *CreateTokenResponse) Reset() {
 	*x = CreateTokenResponse{}
-	mi := &file_v1_tartarus_proto_msgTypes[40]
+	mi := &file_v1_tartarus_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3145,7 +3380,7 @@ func (x *CreateTokenResponse) String() string {
 func (*CreateTokenResponse) ProtoMessage() {}
 
 func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_tartarus_proto_msgTypes[40]
+	mi := &file_v1_tartarus_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3158,7 +3393,7 @@ func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
-	return file_v1_tartarus_proto_rawDescGZIP(), []int{40}
+	return file_v1_tartarus_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *CreateTokenResponse) GetToken() string {
@@ -3185,7 +3420,7 @@ type ListTokensRequest struct {
 
 func (x *ListTokensRequest) Reset() {
 	*x = ListTokensRequest{}
-	mi := &file_v1_tartarus_proto_msgTypes[41]
+	mi := &file_v1_tartarus_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3197,7 +3432,7 @@ func (x *ListTokensRequest) String() string {
 func (*ListTokensRequest) ProtoMessage() {}
 
 func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_tartarus_proto_msgTypes[41]
+	mi := &file_v1_tartarus_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3210,7 +3445,7 @@ func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensRequest.ProtoReflect.Descriptor instead.
 func (*ListTokensRequest) Descriptor() ([]byte, []int) {
-	return file_v1_tartarus_proto_rawDescGZIP(), []int{41}
+	return file_v1_tartarus_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ListTokensRequest) GetTenant() string {
@@ -3229,7 +3464,7 @@ type ListTokensResponse struct {
 
 func (x *ListTokensResponse) Reset() {
 	*x = ListTokensResponse{}
-	mi := &file_v1_tartarus_proto_msgTypes[42]
+	mi := &file_v1_tartarus_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3241,7 +3476,7 @@ func (x *ListTokensResponse) String() string {
 func (*ListTokensResponse) ProtoMessage() {}
 
 func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_tartarus_proto_msgTypes[42]
+	mi := &file_v1_tartarus_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3254,7 +3489,7 @@ func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensResponse.ProtoReflect.Descriptor instead.
 func (*ListTokensResponse) Descriptor() ([]byte, []int) {
-	return file_v1_tartarus_proto_rawDescGZIP(), []int{42}
+	return file_v1_tartarus_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ListTokensResponse) GetTokens() []*Token {
@@ -3281,7 +3516,7 @@ type Token struct {
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_v1_tartarus_proto_msgTypes[43]
+	mi := &file_v1_tartarus_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3293,7 +3528,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_tartarus_proto_msgTypes[43]
+	mi := &file_v1_tartarus_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3306,7 +3541,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_v1_tartarus_proto_rawDescGZIP(), []int{43}
+	return file_v1_tartarus_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Token) GetId() string {
@@ -3367,7 +3602,7 @@ type RevokeTokenRequest struct {
 
 func (x *RevokeTokenRequest) Reset() {
 	*x = RevokeTokenRequest{}
-	mi := &file_v1_tartarus_proto_msgTypes[44]
+	mi := &file_v1_tartarus_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3379,7 +3614,7 @@ func (x *RevokeTokenRequest) String() string {
 func (*RevokeTokenRequest) ProtoMessage() {}
 
 func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_tartarus_proto_msgTypes[44]
+	mi := &file_v1_tartarus_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3392,7 +3627,7 @@ func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenRequest.ProtoReflect.Descriptor instead.
 func (*RevokeTokenRequest) Descriptor() ([]byte, []int) {
-	return file_v1_tartarus_proto_rawDescGZIP(), []int{44}
+	return file_v1_tartarus_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *RevokeTokenRequest) GetId() string {
@@ -3410,7 +3645,7 @@ type RevokeTokenResponse struct {
 
 func (x *RevokeTokenResponse) Reset() {
 	*x = RevokeTokenResponse{}
-	mi := &file_v1_tartarus_proto_msgTypes[45]
+	mi := &file_v1_tartarus_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3422,7 +3657,7 @@ func (x *RevokeTokenResponse) String() string {
 func (*RevokeTokenResponse) ProtoMessage() {}
 
 func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_tartarus_proto_msgTypes[45]
+	mi := &file_v1_tartarus_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3435,7 +3670,7 @@ func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenResponse.ProtoReflect.Descriptor instead.
 func (*RevokeTokenResponse) Descriptor() ([]byte, []int) {
-	return file_v1_tartarus_proto_rawDescGZIP(), []int{45}
+	return file_v1_tartarus_proto_rawDescGZIP(), []int{48}
 }
 
 // What went wrong: a detail of the gRPC status, and over HTTP the value of
@@ -3462,7 +3697,7 @@ type Error struct {
 
 func (x *Error) Reset() {
 	*x = Error{}
-	mi := &file_v1_tartarus_proto_msgTypes[46]
+	mi := &file_v1_tartarus_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3474,7 +3709,7 @@ func (x *Error) String() string {
 func (*Error) ProtoMessage() {}
 
 func (x *Error) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_tartarus_proto_msgTypes[46]
+	mi := &file_v1_tartarus_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3487,7 +3722,7 @@ func (x *Error) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Error.ProtoReflect.Descriptor instead.
 func (*Error) Descriptor() ([]byte, []int) {
-	return file_v1_tartarus_proto_rawDescGZIP(), []int{46}
+	return file_v1_tartarus_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *Error) GetCode() string {
@@ -3813,7 +4048,7 @@ const file_v1_tartarus_proto_rawDesc = "" +
 	"\x06stored\x18\t \x01(\bR\x06stored\"p\n" +
 	"\x11ListAuditResponse\x121\n" +
 	"\aentries\x18\x01 \x03(\v2\x17.tartarus.v1.AuditEntryR\aentries\x12(\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\x0fnext_page_token\"\x95\x03\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\x0fnext_page_token\"\xb5\x03\n" +
 	"\n" +
 	"AuditEntry\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x01R\x03seq\x12.\n" +
@@ -3831,11 +4066,32 @@ const file_v1_tartarus_proto_rawDesc = "" +
 	" \x01(\tR\x0epolicy_version\x12-\n" +
 	"\areasons\x18\v \x03(\v2\x13.tartarus.v1.ReasonR\areasons\x12 \n" +
 	"\vprev_digest\x18\f \x01(\tR\vprev_digest\x12\x12\n" +
-	"\x04text\x18\r \x01(\fR\x04text\"\x12\n" +
-	"\x10GetPolicyRequest\"6\n" +
+	"\x04text\x18\r \x01(\fR\x04text\x12\x1e\n" +
+	"\n" +
+	"difference\x18\x0e \x01(\tR\n" +
+	"difference\",\n" +
+	"\x10GetPolicyRequest\x12\x18\n" +
+	"\aversion\x18\x01 \x01(\tR\aversion\"\x98\x02\n" +
 	"\x06Policy\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x12\n" +
-	"\x04text\x18\x02 \x01(\tR\x04text\"\x80\x01\n" +
+	"\x04text\x18\x02 \x01(\tR\x04text\x12\x14\n" +
+	"\x05bytes\x18\x03 \x01(\x01R\x05bytes\x12\x16\n" +
+	"\x06origin\x18\x04 \x01(\tR\x06origin\x12>\n" +
+	"\factivated_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\factivated_at\x12<\n" +
+	"\vreplaced_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\vreplaced_at\x124\n" +
+	"\aproblem\x18\a \x01(\v2\x1a.tartarus.v1.PolicyProblemR\aproblem\"o\n" +
+	"\rPolicyProblem\x12\x18\n" +
+	"\amessage\x18\x01 \x01(\tR\amessage\x12\x12\n" +
+	"\x04hint\x18\x02 \x01(\tR\x04hint\x120\n" +
+	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"S\n" +
+	"\x13ListPoliciesRequest\x12\x1e\n" +
+	"\n" +
+	"page_token\x18\x01 \x01(\tR\n" +
+	"page_token\x12\x1c\n" +
+	"\tpage_size\x18\x02 \x01(\x05R\tpage_size\"q\n" +
+	"\x14ListPoliciesResponse\x12/\n" +
+	"\bpolicies\x18\x01 \x03(\v2\x13.tartarus.v1.PolicyR\bpolicies\x12(\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\x0fnext_page_token\"\x80\x01\n" +
 	"\x12CreateTokenRequest\x12\x16\n" +
 	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x16\n" +
 	"\x06scopes\x18\x02 \x03(\tR\x06scopes\x12:\n" +
@@ -3892,13 +4148,14 @@ const file_v1_tartarus_proto_rawDesc = "" +
 	"\x04Logs\x12\x18.tartarus.v1.LogsRequest\x1a\x15.tartarus.v1.LogEntry\"\x1e\xe8\xe0\x18\x02\x82\xd3\xe4\x93\x02\x14\x12\x12/sandbox/{id}/logs0\x01\x12F\n" +
 	"\x05Stdin\x12\x19.tartarus.v1.StdinRequest\x1a\x1a.tartarus.v1.StdinResponse\"\x04\xe8\xe0\x18\x03(\x01\x12\\\n" +
 	"\x06Events\x12\x1a.tartarus.v1.EventsRequest\x1a\x12.tartarus.v1.Event\" \xe8\xe0\x18\x02\x82\xd3\xe4\x93\x02\x16\x12\x14/sandbox/{id}/events0\x01\x12Q\n" +
-	"\x04Kill\x12\x18.tartarus.v1.KillRequest\x1a\x14.tartarus.v1.Sandbox\"\x19\xe8\xe0\x18\x03\x82\xd3\xe4\x93\x02\x0f*\r/sandbox/{id}2\xd1\x05\n" +
+	"\x04Kill\x12\x18.tartarus.v1.KillRequest\x1a\x14.tartarus.v1.Sandbox\"\x19\xe8\xe0\x18\x03\x82\xd3\xe4\x93\x02\x0f*\r/sandbox/{id}2\xbd\x06\n" +
 	"\x0fOperatorService\x12n\n" +
 	"\rListTemplates\x12!.tartarus.v1.ListTemplatesRequest\x1a\".tartarus.v1.ListTemplatesResponse\"\x16\xe8\xe0\x18\x02\x82\xd3\xe4\x93\x02\f\x12\n" +
 	"/templates\x12^\n" +
 	"\tListNodes\x12\x1d.tartarus.v1.ListNodesRequest\x1a\x1e.tartarus.v1.ListNodesResponse\"\x12\xe8\xe0\x18\x04\x82\xd3\xe4\x93\x02\b\x12\x06/nodes\x12^\n" +
 	"\tListAudit\x12\x1d.tartarus.v1.ListAuditRequest\x1a\x1e.tartarus.v1.ListAuditResponse\"\x12\xe8\xe0\x18\x04\x82\xd3\xe4\x93\x02\b\x12\x06/audit\x12T\n" +
-	"\tGetPolicy\x12\x1d.tartarus.v1.GetPolicyRequest\x1a\x13.tartarus.v1.Policy\"\x13\xe8\xe0\x18\x04\x82\xd3\xe4\x93\x02\t\x12\a/policy\x12h\n" +
+	"\tGetPolicy\x12\x1d.tartarus.v1.GetPolicyRequest\x1a\x13.tartarus.v1.Policy\"\x13\xe8\xe0\x18\x04\x82\xd3\xe4\x93\x02\t\x12\a/policy\x12j\n" +
+	"\fListPolicies\x12 .tartarus.v1.ListPoliciesRequest\x1a!.tartarus.v1.ListPoliciesResponse\"\x15\xe8\xe0\x18\x04\x82\xd3\xe4\x93\x02\v\x12\t/policies\x12h\n" +
 	"\vCreateToken\x12\x1f.tartarus.v1.CreateTokenRequest\x1a .tartarus.v1.CreateTokenResponse\"\x16\xe8\xe0\x18\x04\x82\xd3\xe4\x93\x02\f:\x01*\"\a/tokens\x12b\n" +
 	"\n" +
 	"ListTokens\x12\x1e.tartarus.v1.ListTokensRequest\x1a\x1f.tartarus.v1.ListTokensResponse\"\x13\xe8\xe0\x18\x04\x82\xd3\xe4\x93\x02\t\x12\a/tokens\x12j\n" +
@@ -3918,7 +4175,7 @@ func file_v1_tartarus_proto_rawDescGZIP() []byte {
 }
 
 var file_v1_tartarus_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_v1_tartarus_proto_msgTypes = make([]protoimpl.MessageInfo, 53)
+var file_v1_tartarus_proto_msgTypes = make([]protoimpl.MessageInfo, 56)
 var file_v1_tartarus_proto_goTypes = []any{
 	(Scope)(0),                         // 0: tartarus.v1.Scope
 	(*RunRequest)(nil),                 // 1: tartarus.v1.RunRequest
@@ -3960,118 +4217,128 @@ var file_v1_tartarus_proto_goTypes = []any{
 	(*AuditEntry)(nil),                 // 37: tartarus.v1.AuditEntry
 	(*GetPolicyRequest)(nil),           // 38: tartarus.v1.GetPolicyRequest
 	(*Policy)(nil),                     // 39: tartarus.v1.Policy
-	(*CreateTokenRequest)(nil),         // 40: tartarus.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),        // 41: tartarus.v1.CreateTokenResponse
-	(*ListTokensRequest)(nil),          // 42: tartarus.v1.ListTokensRequest
-	(*ListTokensResponse)(nil),         // 43: tartarus.v1.ListTokensResponse
-	(*Token)(nil),                      // 44: tartarus.v1.Token
-	(*RevokeTokenRequest)(nil),         // 45: tartarus.v1.RevokeTokenRequest
-	(*RevokeTokenResponse)(nil),        // 46: tartarus.v1.RevokeTokenResponse
-	(*Error)(nil),                      // 47: tartarus.v1.Error
-	nil,                                // 48: tartarus.v1.RunRequest.EnvEntry
-	nil,                                // 49: tartarus.v1.RunRequest.LabelsEntry
-	nil,                                // 50: tartarus.v1.RunRequest.NodeSelectorEntry
-	nil,                                // 51: tartarus.v1.ResolvedRequest.LabelsEntry
-	nil,                                // 52: tartarus.v1.ResolvedRequest.NodeSelectorEntry
-	nil,                                // 53: tartarus.v1.Node.LabelsEntry
-	(*durationpb.Duration)(nil),        // 54: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),      // 55: google.protobuf.Timestamp
-	(*descriptorpb.MethodOptions)(nil), // 56: google.protobuf.MethodOptions
+	(*PolicyProblem)(nil),              // 40: tartarus.v1.PolicyProblem
+	(*ListPoliciesRequest)(nil),        // 41: tartarus.v1.ListPoliciesRequest
+	(*ListPoliciesResponse)(nil),       // 42: tartarus.v1.ListPoliciesResponse
+	(*CreateTokenRequest)(nil),         // 43: tartarus.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),        // 44: tartarus.v1.CreateTokenResponse
+	(*ListTokensRequest)(nil),          // 45: tartarus.v1.ListTokensRequest
+	(*ListTokensResponse)(nil),         // 46: tartarus.v1.ListTokensResponse
+	(*Token)(nil),                      // 47: tartarus.v1.Token
+	(*RevokeTokenRequest)(nil),         // 48: tartarus.v1.RevokeTokenRequest
+	(*RevokeTokenResponse)(nil),        // 49: tartarus.v1.RevokeTokenResponse
+	(*Error)(nil),                      // 50: tartarus.v1.Error
+	nil,                                // 51: tartarus.v1.RunRequest.EnvEntry
+	nil,                                // 52: tartarus.v1.RunRequest.LabelsEntry
+	nil,                                // 53: tartarus.v1.RunRequest.NodeSelectorEntry
+	nil,                                // 54: tartarus.v1.ResolvedRequest.LabelsEntry
+	nil,                                // 55: tartarus.v1.ResolvedRequest.NodeSelectorEntry
+	nil,                                // 56: tartarus.v1.Node.LabelsEntry
+	(*durationpb.Duration)(nil),        // 57: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),      // 58: google.protobuf.Timestamp
+	(*descriptorpb.MethodOptions)(nil), // 59: google.protobuf.MethodOptions
 }
 var file_v1_tartarus_proto_depIdxs = []int32{
-	48, // 0: tartarus.v1.RunRequest.env:type_name -> tartarus.v1.RunRequest.EnvEntry
+	51, // 0: tartarus.v1.RunRequest.env:type_name -> tartarus.v1.RunRequest.EnvEntry
 	2,  // 1: tartarus.v1.RunRequest.files:type_name -> tartarus.v1.File
 	3,  // 2: tartarus.v1.RunRequest.resources:type_name -> tartarus.v1.Resources
-	54, // 3: tartarus.v1.RunRequest.max_duration:type_name -> google.protobuf.Duration
+	57, // 3: tartarus.v1.RunRequest.max_duration:type_name -> google.protobuf.Duration
 	4,  // 4: tartarus.v1.RunRequest.network:type_name -> tartarus.v1.NetworkContract
-	49, // 5: tartarus.v1.RunRequest.labels:type_name -> tartarus.v1.RunRequest.LabelsEntry
-	50, // 6: tartarus.v1.RunRequest.node_selector:type_name -> tartarus.v1.RunRequest.NodeSelectorEntry
+	52, // 5: tartarus.v1.RunRequest.labels:type_name -> tartarus.v1.RunRequest.LabelsEntry
+	53, // 6: tartarus.v1.RunRequest.node_selector:type_name -> tartarus.v1.RunRequest.NodeSelectorEntry
 	5,  // 7: tartarus.v1.NetworkContract.allow:type_name -> tartarus.v1.Grant
 	7,  // 8: tartarus.v1.Sandbox.request:type_name -> tartarus.v1.ResolvedRequest
 	10, // 9: tartarus.v1.Sandbox.verdict:type_name -> tartarus.v1.Verdict
 	12, // 10: tartarus.v1.Sandbox.runtime:type_name -> tartarus.v1.Runtime
 	13, // 11: tartarus.v1.Sandbox.isolation:type_name -> tartarus.v1.Isolation
-	55, // 12: tartarus.v1.Sandbox.created_at:type_name -> google.protobuf.Timestamp
-	55, // 13: tartarus.v1.Sandbox.assigned_at:type_name -> google.protobuf.Timestamp
-	55, // 14: tartarus.v1.Sandbox.accepted_at:type_name -> google.protobuf.Timestamp
-	55, // 15: tartarus.v1.Sandbox.started_at:type_name -> google.protobuf.Timestamp
-	55, // 16: tartarus.v1.Sandbox.ended_at:type_name -> google.protobuf.Timestamp
+	58, // 12: tartarus.v1.Sandbox.created_at:type_name -> google.protobuf.Timestamp
+	58, // 13: tartarus.v1.Sandbox.assigned_at:type_name -> google.protobuf.Timestamp
+	58, // 14: tartarus.v1.Sandbox.accepted_at:type_name -> google.protobuf.Timestamp
+	58, // 15: tartarus.v1.Sandbox.started_at:type_name -> google.protobuf.Timestamp
+	58, // 16: tartarus.v1.Sandbox.ended_at:type_name -> google.protobuf.Timestamp
 	14, // 17: tartarus.v1.Sandbox.exit:type_name -> tartarus.v1.Exit
 	16, // 18: tartarus.v1.Sandbox.usage:type_name -> tartarus.v1.Usage
 	17, // 19: tartarus.v1.Sandbox.timings:type_name -> tartarus.v1.Timings
 	8,  // 20: tartarus.v1.ResolvedRequest.env:type_name -> tartarus.v1.SecretRef
 	9,  // 21: tartarus.v1.ResolvedRequest.files:type_name -> tartarus.v1.FileRef
 	3,  // 22: tartarus.v1.ResolvedRequest.resources:type_name -> tartarus.v1.Resources
-	54, // 23: tartarus.v1.ResolvedRequest.max_duration:type_name -> google.protobuf.Duration
-	54, // 24: tartarus.v1.ResolvedRequest.start_timeout:type_name -> google.protobuf.Duration
-	54, // 25: tartarus.v1.ResolvedRequest.queue_timeout:type_name -> google.protobuf.Duration
-	54, // 26: tartarus.v1.ResolvedRequest.capacity_wait:type_name -> google.protobuf.Duration
+	57, // 23: tartarus.v1.ResolvedRequest.max_duration:type_name -> google.protobuf.Duration
+	57, // 24: tartarus.v1.ResolvedRequest.start_timeout:type_name -> google.protobuf.Duration
+	57, // 25: tartarus.v1.ResolvedRequest.queue_timeout:type_name -> google.protobuf.Duration
+	57, // 26: tartarus.v1.ResolvedRequest.capacity_wait:type_name -> google.protobuf.Duration
 	4,  // 27: tartarus.v1.ResolvedRequest.network:type_name -> tartarus.v1.NetworkContract
-	51, // 28: tartarus.v1.ResolvedRequest.labels:type_name -> tartarus.v1.ResolvedRequest.LabelsEntry
-	52, // 29: tartarus.v1.ResolvedRequest.node_selector:type_name -> tartarus.v1.ResolvedRequest.NodeSelectorEntry
+	54, // 28: tartarus.v1.ResolvedRequest.labels:type_name -> tartarus.v1.ResolvedRequest.LabelsEntry
+	55, // 29: tartarus.v1.ResolvedRequest.node_selector:type_name -> tartarus.v1.ResolvedRequest.NodeSelectorEntry
 	11, // 30: tartarus.v1.Verdict.reasons:type_name -> tartarus.v1.Reason
 	15, // 31: tartarus.v1.Exit.limits_hit:type_name -> tartarus.v1.LimitHit
 	6,  // 32: tartarus.v1.ListResponse.sandboxes:type_name -> tartarus.v1.Sandbox
-	55, // 33: tartarus.v1.LogEntry.time:type_name -> google.protobuf.Timestamp
-	55, // 34: tartarus.v1.Event.time:type_name -> google.protobuf.Timestamp
-	54, // 35: tartarus.v1.KillRequest.grace:type_name -> google.protobuf.Duration
+	58, // 33: tartarus.v1.LogEntry.time:type_name -> google.protobuf.Timestamp
+	58, // 34: tartarus.v1.Event.time:type_name -> google.protobuf.Timestamp
+	57, // 35: tartarus.v1.KillRequest.grace:type_name -> google.protobuf.Duration
 	30, // 36: tartarus.v1.ListTemplatesResponse.templates:type_name -> tartarus.v1.Template
-	55, // 37: tartarus.v1.Template.created_at:type_name -> google.protobuf.Timestamp
+	58, // 37: tartarus.v1.Template.created_at:type_name -> google.protobuf.Timestamp
 	33, // 38: tartarus.v1.ListNodesResponse.nodes:type_name -> tartarus.v1.Node
 	34, // 39: tartarus.v1.Node.capacity:type_name -> tartarus.v1.Capacity
 	34, // 40: tartarus.v1.Node.in_use:type_name -> tartarus.v1.Capacity
-	53, // 41: tartarus.v1.Node.labels:type_name -> tartarus.v1.Node.LabelsEntry
+	56, // 41: tartarus.v1.Node.labels:type_name -> tartarus.v1.Node.LabelsEntry
 	12, // 42: tartarus.v1.Node.runtime:type_name -> tartarus.v1.Runtime
 	13, // 43: tartarus.v1.Node.isolation:type_name -> tartarus.v1.Isolation
-	55, // 44: tartarus.v1.Node.seen_at:type_name -> google.protobuf.Timestamp
-	55, // 45: tartarus.v1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
-	55, // 46: tartarus.v1.ListAuditRequest.until:type_name -> google.protobuf.Timestamp
+	58, // 44: tartarus.v1.Node.seen_at:type_name -> google.protobuf.Timestamp
+	58, // 45: tartarus.v1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
+	58, // 46: tartarus.v1.ListAuditRequest.until:type_name -> google.protobuf.Timestamp
 	37, // 47: tartarus.v1.ListAuditResponse.entries:type_name -> tartarus.v1.AuditEntry
-	55, // 48: tartarus.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
+	58, // 48: tartarus.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
 	11, // 49: tartarus.v1.AuditEntry.reasons:type_name -> tartarus.v1.Reason
-	55, // 50: tartarus.v1.CreateTokenRequest.expires_at:type_name -> google.protobuf.Timestamp
-	44, // 51: tartarus.v1.CreateTokenResponse.info:type_name -> tartarus.v1.Token
-	44, // 52: tartarus.v1.ListTokensResponse.tokens:type_name -> tartarus.v1.Token
-	55, // 53: tartarus.v1.Token.created_at:type_name -> google.protobuf.Timestamp
-	55, // 54: tartarus.v1.Token.expires_at:type_name -> google.protobuf.Timestamp
-	55, // 55: tartarus.v1.Token.revoked_at:type_name -> google.protobuf.Timestamp
-	55, // 56: tartarus.v1.Token.last_used_at:type_name -> google.protobuf.Timestamp
-	54, // 57: tartarus.v1.Error.retry_after:type_name -> google.protobuf.Duration
-	56, // 58: tartarus.v1.scope:extendee -> google.protobuf.MethodOptions
-	0,  // 59: tartarus.v1.scope:type_name -> tartarus.v1.Scope
-	1,  // 60: tartarus.v1.SandboxService.Run:input_type -> tartarus.v1.RunRequest
-	18, // 61: tartarus.v1.SandboxService.Get:input_type -> tartarus.v1.GetRequest
-	19, // 62: tartarus.v1.SandboxService.List:input_type -> tartarus.v1.ListRequest
-	21, // 63: tartarus.v1.SandboxService.Logs:input_type -> tartarus.v1.LogsRequest
-	23, // 64: tartarus.v1.SandboxService.Stdin:input_type -> tartarus.v1.StdinRequest
-	25, // 65: tartarus.v1.SandboxService.Events:input_type -> tartarus.v1.EventsRequest
-	27, // 66: tartarus.v1.SandboxService.Kill:input_type -> tartarus.v1.KillRequest
-	28, // 67: tartarus.v1.OperatorService.ListTemplates:input_type -> tartarus.v1.ListTemplatesRequest
-	31, // 68: tartarus.v1.OperatorService.ListNodes:input_type -> tartarus.v1.ListNodesRequest
-	35, // 69: tartarus.v1.OperatorService.ListAudit:input_type -> tartarus.v1.ListAuditRequest
-	38, // 70: tartarus.v1.OperatorService.GetPolicy:input_type -> tartarus.v1.GetPolicyRequest
-	40, // 71: tartarus.v1.OperatorService.CreateToken:input_type -> tartarus.v1.CreateTokenRequest
-	42, // 72: tartarus.v1.OperatorService.ListTokens:input_type -> tartarus.v1.ListTokensRequest
-	45, // 73: tartarus.v1.OperatorService.RevokeToken:input_type -> tartarus.v1.RevokeTokenRequest
-	6,  // 74: tartarus.v1.SandboxService.Run:output_type -> tartarus.v1.Sandbox
-	6,  // 75: tartarus.v1.SandboxService.Get:output_type -> tartarus.v1.Sandbox
-	20, // 76: tartarus.v1.SandboxService.List:output_type -> tartarus.v1.ListResponse
-	22, // 77: tartarus.v1.SandboxService.Logs:output_type -> tartarus.v1.LogEntry
-	24, // 78: tartarus.v1.SandboxService.Stdin:output_type -> tartarus.v1.StdinResponse
-	26, // 79: tartarus.v1.SandboxService.Events:output_type -> tartarus.v1.Event
-	6,  // 80: tartarus.v1.SandboxService.Kill:output_type -> tartarus.v1.Sandbox
-	29, // 81: tartarus.v1.OperatorService.ListTemplates:output_type -> tartarus.v1.ListTemplatesResponse
-	32, // 82: tartarus.v1.OperatorService.ListNodes:output_type -> tartarus.v1.ListNodesResponse
-	36, // 83: tartarus.v1.OperatorService.ListAudit:output_type -> tartarus.v1.ListAuditResponse
-	39, // 84: tartarus.v1.OperatorService.GetPolicy:output_type -> tartarus.v1.Policy
-	41, // 85: tartarus.v1.OperatorService.CreateToken:output_type -> tartarus.v1.CreateTokenResponse
-	43, // 86: tartarus.v1.OperatorService.ListTokens:output_type -> tartarus.v1.ListTokensResponse
-	46, // 87: tartarus.v1.OperatorService.RevokeToken:output_type -> tartarus.v1.RevokeTokenResponse
-	74, // [74:88] is the sub-list for method output_type
-	60, // [60:74] is the sub-list for method input_type
-	59, // [59:60] is the sub-list for extension type_name
-	58, // [58:59] is the sub-list for extension extendee
-	0,  // [0:58] is the sub-list for field type_name
+	58, // 50: tartarus.v1.Policy.activated_at:type_name -> google.protobuf.Timestamp
+	58, // 51: tartarus.v1.Policy.replaced_at:type_name -> google.protobuf.Timestamp
+	40, // 52: tartarus.v1.Policy.problem:type_name -> tartarus.v1.PolicyProblem
+	58, // 53: tartarus.v1.PolicyProblem.since:type_name -> google.protobuf.Timestamp
+	39, // 54: tartarus.v1.ListPoliciesResponse.policies:type_name -> tartarus.v1.Policy
+	58, // 55: tartarus.v1.CreateTokenRequest.expires_at:type_name -> google.protobuf.Timestamp
+	47, // 56: tartarus.v1.CreateTokenResponse.info:type_name -> tartarus.v1.Token
+	47, // 57: tartarus.v1.ListTokensResponse.tokens:type_name -> tartarus.v1.Token
+	58, // 58: tartarus.v1.Token.created_at:type_name -> google.protobuf.Timestamp
+	58, // 59: tartarus.v1.Token.expires_at:type_name -> google.protobuf.Timestamp
+	58, // 60: tartarus.v1.Token.revoked_at:type_name -> google.protobuf.Timestamp
+	58, // 61: tartarus.v1.Token.last_used_at:type_name -> google.protobuf.Timestamp
+	57, // 62: tartarus.v1.Error.retry_after:type_name -> google.protobuf.Duration
+	59, // 63: tartarus.v1.scope:extendee -> google.protobuf.MethodOptions
+	0,  // 64: tartarus.v1.scope:type_name -> tartarus.v1.Scope
+	1,  // 65: tartarus.v1.SandboxService.Run:input_type -> tartarus.v1.RunRequest
+	18, // 66: tartarus.v1.SandboxService.Get:input_type -> tartarus.v1.GetRequest
+	19, // 67: tartarus.v1.SandboxService.List:input_type -> tartarus.v1.ListRequest
+	21, // 68: tartarus.v1.SandboxService.Logs:input_type -> tartarus.v1.LogsRequest
+	23, // 69: tartarus.v1.SandboxService.Stdin:input_type -> tartarus.v1.StdinRequest
+	25, // 70: tartarus.v1.SandboxService.Events:input_type -> tartarus.v1.EventsRequest
+	27, // 71: tartarus.v1.SandboxService.Kill:input_type -> tartarus.v1.KillRequest
+	28, // 72: tartarus.v1.OperatorService.ListTemplates:input_type -> tartarus.v1.ListTemplatesRequest
+	31, // 73: tartarus.v1.OperatorService.ListNodes:input_type -> tartarus.v1.ListNodesRequest
+	35, // 74: tartarus.v1.OperatorService.ListAudit:input_type -> tartarus.v1.ListAuditRequest
+	38, // 75: tartarus.v1.OperatorService.GetPolicy:input_type -> tartarus.v1.GetPolicyRequest
+	41, // 76: tartarus.v1.OperatorService.ListPolicies:input_type -> tartarus.v1.ListPoliciesRequest
+	43, // 77: tartarus.v1.OperatorService.CreateToken:input_type -> tartarus.v1.CreateTokenRequest
+	45, // 78: tartarus.v1.OperatorService.ListTokens:input_type -> tartarus.v1.ListTokensRequest
+	48, // 79: tartarus.v1.OperatorService.RevokeToken:input_type -> tartarus.v1.RevokeTokenRequest
+	6,  // 80: tartarus.v1.SandboxService.Run:output_type -> tartarus.v1.Sandbox
+	6,  // 81: tartarus.v1.SandboxService.Get:output_type -> tartarus.v1.Sandbox
+	20, // 82: tartarus.v1.SandboxService.List:output_type -> tartarus.v1.ListResponse
+	22, // 83: tartarus.v1.SandboxService.Logs:output_type -> tartarus.v1.LogEntry
+	24, // 84: tartarus.v1.SandboxService.Stdin:output_type -> tartarus.v1.StdinResponse
+	26, // 85: tartarus.v1.SandboxService.Events:output_type -> tartarus.v1.Event
+	6,  // 86: tartarus.v1.SandboxService.Kill:output_type -> tartarus.v1.Sandbox
+	29, // 87: tartarus.v1.OperatorService.ListTemplates:output_type -> tartarus.v1.ListTemplatesResponse
+	32, // 88: tartarus.v1.OperatorService.ListNodes:output_type -> tartarus.v1.ListNodesResponse
+	36, // 89: tartarus.v1.OperatorService.ListAudit:output_type -> tartarus.v1.ListAuditResponse
+	39, // 90: tartarus.v1.OperatorService.GetPolicy:output_type -> tartarus.v1.Policy
+	42, // 91: tartarus.v1.OperatorService.ListPolicies:output_type -> tartarus.v1.ListPoliciesResponse
+	44, // 92: tartarus.v1.OperatorService.CreateToken:output_type -> tartarus.v1.CreateTokenResponse
+	46, // 93: tartarus.v1.OperatorService.ListTokens:output_type -> tartarus.v1.ListTokensResponse
+	49, // 94: tartarus.v1.OperatorService.RevokeToken:output_type -> tartarus.v1.RevokeTokenResponse
+	80, // [80:95] is the sub-list for method output_type
+	65, // [65:80] is the sub-list for method input_type
+	64, // [64:65] is the sub-list for extension type_name
+	63, // [63:64] is the sub-list for extension extendee
+	0,  // [0:63] is the sub-list for field type_name
 }
 
 func init() { file_v1_tartarus_proto_init() }
@@ -4087,7 +4354,7 @@ func file_v1_tartarus_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_v1_tartarus_proto_rawDesc), len(file_v1_tartarus_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   53,
+			NumMessages:   56,
 			NumExtensions: 1,
 			NumServices:   2,
 		},

@@ -415,6 +415,7 @@ const (
 	OperatorService_ListNodes_FullMethodName     = "/tartarus.v1.OperatorService/ListNodes"
 	OperatorService_ListAudit_FullMethodName     = "/tartarus.v1.OperatorService/ListAudit"
 	OperatorService_GetPolicy_FullMethodName     = "/tartarus.v1.OperatorService/GetPolicy"
+	OperatorService_ListPolicies_FullMethodName  = "/tartarus.v1.OperatorService/ListPolicies"
 	OperatorService_CreateToken_FullMethodName   = "/tartarus.v1.OperatorService/CreateToken"
 	OperatorService_ListTokens_FullMethodName    = "/tartarus.v1.OperatorService/ListTokens"
 	OperatorService_RevokeToken_FullMethodName   = "/tartarus.v1.OperatorService/RevokeToken"
@@ -432,8 +433,12 @@ type OperatorServiceClient interface {
 	ListNodes(ctx context.Context, in *ListNodesRequest, opts ...grpc.CallOption) (*ListNodesResponse, error)
 	// Read the audit chain, oldest first
 	ListAudit(ctx context.Context, in *ListAuditRequest, opts ...grpc.CallOption) (*ListAuditResponse, error)
-	// Read the active policy
+	// Read the active policy, or an older version of it
 	GetPolicy(ctx context.Context, in *GetPolicyRequest, opts ...grpc.CallOption) (*Policy, error)
+	// List the versions of the policy, the last activated first
+	//
+	// An old version is kept as long as a record names it.
+	ListPolicies(ctx context.Context, in *ListPoliciesRequest, opts ...grpc.CallOption) (*ListPoliciesResponse, error)
 	// Make a token
 	//
 	// The answer is the only time that the token itself is shown.
@@ -492,6 +497,16 @@ func (c *operatorServiceClient) GetPolicy(ctx context.Context, in *GetPolicyRequ
 	return out, nil
 }
 
+func (c *operatorServiceClient) ListPolicies(ctx context.Context, in *ListPoliciesRequest, opts ...grpc.CallOption) (*ListPoliciesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListPoliciesResponse)
+	err := c.cc.Invoke(ctx, OperatorService_ListPolicies_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *operatorServiceClient) CreateToken(ctx context.Context, in *CreateTokenRequest, opts ...grpc.CallOption) (*CreateTokenResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(CreateTokenResponse)
@@ -534,8 +549,12 @@ type OperatorServiceServer interface {
 	ListNodes(context.Context, *ListNodesRequest) (*ListNodesResponse, error)
 	// Read the audit chain, oldest first
 	ListAudit(context.Context, *ListAuditRequest) (*ListAuditResponse, error)
-	// Read the active policy
+	// Read the active policy, or an older version of it
 	GetPolicy(context.Context, *GetPolicyRequest) (*Policy, error)
+	// List the versions of the policy, the last activated first
+	//
+	// An old version is kept as long as a record names it.
+	ListPolicies(context.Context, *ListPoliciesRequest) (*ListPoliciesResponse, error)
 	// Make a token
 	//
 	// The answer is the only time that the token itself is shown.
@@ -565,6 +584,9 @@ func (UnimplementedOperatorServiceServer) ListAudit(context.Context, *ListAuditR
 }
 func (UnimplementedOperatorServiceServer) GetPolicy(context.Context, *GetPolicyRequest) (*Policy, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetPolicy not implemented")
+}
+func (UnimplementedOperatorServiceServer) ListPolicies(context.Context, *ListPoliciesRequest) (*ListPoliciesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListPolicies not implemented")
 }
 func (UnimplementedOperatorServiceServer) CreateToken(context.Context, *CreateTokenRequest) (*CreateTokenResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method CreateToken not implemented")
@@ -668,6 +690,24 @@ func _OperatorService_GetPolicy_Handler(srv interface{}, ctx context.Context, de
 	return interceptor(ctx, in, info, handler)
 }
 
+func _OperatorService_ListPolicies_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListPoliciesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(OperatorServiceServer).ListPolicies(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: OperatorService_ListPolicies_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(OperatorServiceServer).ListPolicies(ctx, req.(*ListPoliciesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _OperatorService_CreateToken_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(CreateTokenRequest)
 	if err := dec(in); err != nil {
@@ -744,6 +784,10 @@ var OperatorService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "GetPolicy",
 			Handler:    _OperatorService_GetPolicy_Handler,
+		},
+		{
+			MethodName: "ListPolicies",
+			Handler:    _OperatorService_ListPolicies_Handler,
 		},
 		{
 			MethodName: "CreateToken",

@@ -336,7 +336,7 @@ func (e *embedded) newServer(reg *hades.Registry) (*olympus.Server, error) {
 	}
 	return olympus.New(olympus.Config{
 		Auth: e.guard, Admission: adm, Records: e.book, Killing: e.census.Audited(e.book), Nodes: reg, Blobs: e.logs,
-		Operator: olympus.Operator{Templates: e.images, Nodes: reg, Audit: e.book, Policies: e.policies, Tokens: e.guard},
+		Operator: olympus.Operator{Templates: e.images, Nodes: reg, Audit: e.book, Policies: e.policies, Versions: e.book, Tokens: e.guard},
 		Metrics:  e.metrics, Tracer: e.tracer, Log: e.log,
 		Ready: func(ctx context.Context) error { _, err := e.book.Nodes(ctx); return err },
 	})

@@ -175,6 +175,7 @@ func auditOf(a sandbox.AuditEntry) *apiv1.AuditEntry {
 		Seq: float64(a.Seq), Time: timeOf(a.Time), Tenant: clean(a.Tenant), TokenId: a.TokenID, Source: clean(a.Source),
 		RequestId: a.RequestID, Action: a.Action, Sandbox: string(a.Sandbox), Decision: string(a.Decision),
 		PolicyVersion: a.PolicyVersion, Reasons: reasonsOf(a.Reasons), PrevDigest: string(a.PrevDigest),
+		Difference: clean(a.Difference),
 	}
 }
 

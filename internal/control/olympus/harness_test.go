@@ -53,9 +53,14 @@ rules:
     reason: Commands do not run as root.
 `
 
-type source struct{ p *themis.Policy }
+type source struct {
+	p      *themis.Policy
+	status themis.Status
+}
 
-func (s source) Active() *themis.Policy { return s.p }
+func (s *source) Active() *themis.Policy { return s.p }
+
+func (s *source) Status() themis.Status { return s.status }
 
 type templates []sandbox.Template
 
@@ -164,6 +169,7 @@ type world struct {
 	t        *testing.T
 	srv      *olympus.Server
 	book     *book
+	policy   *source
 	nodes    *nodes
 	blobs    *memblobs.Store
 	guard    *cerberus.Guard
@@ -206,13 +212,14 @@ func (b *syncBuffer) String() string {
 
 func newWorld(t *testing.T, change ...func(*olympus.Config)) *world {
 	t.Helper()
-	policy := must(themis.Parse([]byte(policyText)))(t)
 	key := must(seal.NewKey())(t)
 	w := &world{
 		t: t, book: &book{Ledger: memledger.New()}, blobs: memblobs.New(memblobs.Config{}),
-		nodes: &nodes{logs: map[sandbox.ID]*hermes.Log{}, stdin: map[sandbox.ID]*bytes.Buffer{}},
-		ring:  must(seal.NewRing(key.Public()))(t), box: seal.NewBox(), metrics: prometheus.NewRegistry(), log: &syncBuffer{},
+		nodes:  &nodes{logs: map[sandbox.ID]*hermes.Log{}, stdin: map[sandbox.ID]*bytes.Buffer{}},
+		policy: &source{},
+		ring:   must(seal.NewRing(key.Public()))(t), box: seal.NewBox(), metrics: prometheus.NewRegistry(), log: &syncBuffer{},
 	}
+	w.activate(policyText)
 	w.guard = must(cerberus.New(cerberus.Config{Tokens: w.book, CacheLife: -1}))(t)
 	admission := must(olympus.NewAdmission(olympus.AdmissionConfig{
 		Contracts: func(c sandbox.NetworkContract) error {
@@ -221,14 +228,14 @@ func newWorld(t *testing.T, change ...func(*olympus.Config)) *world {
 			}
 			return nil
 		},
-		Policies: source{policy}, Lookup: themistest.Lookup{}, Bench: judges.New(minos.Minos{}, rhadamanthus.Rhadamanthus{}),
+		Policies: w.policy, Lookup: themistest.Lookup{}, Bench: judges.New(minos.Minos{}, rhadamanthus.Rhadamanthus{}),
 		Key: key, Box: w.box, Ledger: w.book,
 	}))(t)
 	cfg := olympus.Config{
 		Auth: w.guard, Admission: admission, Records: w.book, Killing: w.book, Nodes: w.nodes, Blobs: w.blobs,
 		Operator: olympus.Operator{
 			Templates: templates{{Name: "base", Digest: themistest.Digest("ba"), Bytes: 5e9}},
-			Nodes:     w.book, Audit: w.book, Policies: source{policy}, Tokens: w.guard,
+			Nodes:     w.book, Audit: w.book, Policies: w.policy, Versions: w.book, Tokens: w.guard,
 		},
 		Metrics: w.metrics, StopTimeout: 5 * time.Second,
 		Log: slog.New(slog.NewTextHandler(w.log, &slog.HandlerOptions{Level: slog.LevelDebug})),

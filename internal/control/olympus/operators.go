@@ -41,13 +41,14 @@ type Operator struct {
 	Templates Templates
 	Nodes     NodeList
 	Audit     AuditBook
-	Policies  Policies
+	Policies  PolicySource
+	Versions  PolicyVersions
 	Tokens    Tokens
 }
 
 func (o Operator) validate() error {
-	if o.Templates == nil || o.Nodes == nil || o.Audit == nil || o.Policies == nil || o.Tokens == nil {
-		return errors.New("olympus: Operator needs templates, nodes, audit, policies and tokens")
+	if o.Templates == nil || o.Nodes == nil || o.Audit == nil || o.Policies == nil || o.Versions == nil || o.Tokens == nil {
+		return errors.New("olympus: Operator needs templates, nodes, audit, policies, their versions and tokens")
 	}
 	return nil
 }
@@ -82,12 +83,6 @@ func (x *operators) ListNodes(ctx context.Context, _ *apiv1.ListNodesRequest) (*
 		out.Nodes = append(out.Nodes, nodeOf(n))
 	}
 	return out, nil
-}
-
-// GetPolicy shows the policy that holds now.
-func (x *operators) GetPolicy(_ context.Context, _ *apiv1.GetPolicyRequest) (*apiv1.Policy, error) {
-	p := x.s.cfg.Operator.Policies.Active()
-	return &apiv1.Policy{Version: p.Version(), Text: p.Text()}, nil
 }
 
 // CreateToken makes a token. Without its audit entry it is revoked again.

@@ -161,7 +161,7 @@ func (s *Server) decode(w *answer, r *http.Request, m *method, msg proto.Message
 			return err
 		}
 		if len(q) > 0 {
-			return unknownParameter(firstKey(q), nil, (&apiv1.GetPolicyRequest{}).ProtoReflect().Descriptor())
+			return unknownParameter(firstKey(q), nil, (&apiv1.ListTemplatesRequest{}).ProtoReflect().Descriptor())
 		}
 		if err := decodeJSON(body, msg); err != nil {
 			return err

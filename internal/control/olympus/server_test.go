@@ -39,7 +39,7 @@ func TestWhoMayCallWhat(t *testing.T) {
 		{"GET", "/metrics", reads}, {"GET", "/openapi.json", reads}, {"GET", "/sandbox", reads}, {"GET", "/sandbox/" + id, reads},
 		{"GET", "/sandbox/" + id + "/logs", reads}, {"GET", "/sandbox/" + id + "/events", reads}, {"GET", "/templates", reads},
 		{"POST", "/sandbox/run", runs}, {"POST", "/sandbox/" + id + "/stdin", runs}, {"DELETE", "/sandbox/" + id, runs},
-		{"GET", "/nodes", admins}, {"GET", "/audit", admins}, {"GET", "/policy", admins}, {"GET", "/tokens", admins},
+		{"GET", "/nodes", admins}, {"GET", "/audit", admins}, {"GET", "/policy", admins}, {"GET", "/policies", admins}, {"GET", "/tokens", admins},
 		{"POST", "/tokens", admins}, {"DELETE", "/tokens/none", admins},
 	} {
 		a := ask{method: c.method, path: c.path}
@@ -225,7 +225,7 @@ func TestOperatorsLook(t *testing.T) {
 			break
 		}
 	}
-	if got := strings.Join(actions, " "); got != "run token.create token.revoke" {
+	if got := strings.Join(actions, " "); got != "policy.activate run token.create token.revoke" {
 		t.Errorf("audit: %s", got)
 	}
 	if strings.Contains(w.log.String(), token) || strings.Contains(w.log.String(), admin) {
