@@ -139,6 +139,16 @@ func (r *Reader) Fail(n ast.Node, format string, args ...any) {
 	}
 }
 
+// Refuse makes an error at n's place of one that another reader found there,
+// and keeps its hint.
+func (r *Reader) Refuse(n ast.Node, err *fault.Error) {
+	if r.err == nil {
+		f := r.form
+		f.Hint = err.Hint
+		r.err = f.malformed(n.GetToken(), "%s", err.Message)
+	}
+}
+
 // Fields calls the function of each key that is there.
 func (r *Reader) Fields(n ast.Node, known map[string]func(ast.Node)) {
 	r.Each(n, func(key string, k, v ast.Node) {

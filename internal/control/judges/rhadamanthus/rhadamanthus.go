@@ -11,6 +11,9 @@ import (
 	"github.com/tartarus-vm/tartarus/internal/sandbox"
 )
 
+// Unevaluated begins the reason of a rule that could not be evaluated.
+const Unevaluated = "the rule could not be evaluated on this request, which denies it: "
+
 // Rhadamanthus is the judge.
 type Rhadamanthus struct{}
 
@@ -69,7 +72,7 @@ func rules(c judges.Case) []sandbox.Reason {
 		denied, err := r.Denies(c.Tenant.Name, c.Request)
 		switch {
 		case err != nil:
-			out = append(out, sandbox.Reason{Rule: r.Name, Message: "the rule could not be evaluated on this request, which denies it: " + r.Reason})
+			out = append(out, sandbox.Reason{Rule: r.Name, Message: Unevaluated + r.Reason})
 		case denied:
 			out = append(out, sandbox.Reason{Rule: r.Name, Message: r.Reason})
 		}
