@@ -45,6 +45,14 @@ func Inside() cli.Inside {
 			report, err := verifyAudit(ctx, o)
 			return report, explain(err)
 		},
+		CheckPolicy: func(_ context.Context, path string) (cli.PolicySummary, error) {
+			s, err := checkPolicy(path)
+			return s, explain(err)
+		},
+		TestPolicy: func(ctx context.Context, path string) (cli.PolicyReport, error) {
+			r, err := tryPolicy(ctx, path)
+			return r, explain(err)
+		},
 		Sockets: sockets,
 	}
 }

@@ -62,6 +62,12 @@ type Inside struct {
 	// VerifyAudit says what became of an audit log.
 	VerifyAudit func(ctx context.Context, o VerifyAuditOptions) (AuditReport, error)
 
+	// CheckPolicy reads a policy: a file, or a folder with one.
+	CheckPolicy func(ctx context.Context, path string) (PolicySummary, error)
+
+	// TestPolicy tries the cases of a test file, or of a folder with one.
+	TestPolicy func(ctx context.Context, path string) (PolicyReport, error)
+
 	// Sockets are the places where an up of this user, or of root, listens.
 	Sockets func(stateDir string) []string
 }

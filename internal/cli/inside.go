@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"slices"
@@ -36,7 +35,7 @@ Unix socket (its own user and root need no token) and on a loopback address
 			})
 		},
 	}
-	c.Flags().StringVar(&o.Policy, "policy", "", "policy `FILE`; without, the built-in policy")
+	c.Flags().StringVar(&o.Policy, "policy", "", "policy `FILE`, or a folder with one, followed as it changes; without, the built-in policy")
 	o.VMM.flags(c)
 	c.Flags().StringVar(&o.Listen, "listen", "127.0.0.1:7777", "loopback `ADDRESS`; empty: none")
 	c.Flags().Var(&logs, "log-format", "`FORMAT` of the log on stderr: text or json")
@@ -149,11 +148,7 @@ func (a *app) showFindings(findings []Finding) error {
 	if a.output == "table" {
 		return printFindings(a.io.Out, findings)
 	}
-	b, err := json.Marshal(findings)
-	if err != nil {
-		return err
-	}
-	return a.showJSON(b)
+	return a.showValue(findings)
 }
 
 func printFindings(out io.Writer, findings []Finding) error {

@@ -96,21 +96,6 @@ func (a *app) nodesCommand() *cobra.Command {
 	return c
 }
 
-func (a *app) policyCommand() *cobra.Command {
-	show := &cobra.Command{
-		Use: "show", Short: "Print the active policy", Args: takes(),
-		RunE: a.withServer(func(ctx context.Context, srv *client.Client, _ []string) error {
-			p, err := srv.Operators().GetPolicy(ctx, &apiv1.GetPolicyRequest{})
-			if err != nil {
-				return err
-			}
-			_, err = fmt.Fprintf(a.io.Out, "# version %s\n%s", escape(p.GetVersion()), escapeLines(p.GetText()))
-			return err
-		}),
-	}
-	return groupOf(&cobra.Command{Use: "policy", Short: "The rules that requests are judged by"}, show)
-}
-
 func (a *app) tokenCommand() *cobra.Command {
 	req := &apiv1.CreateTokenRequest{}
 	var expires time.Duration
