@@ -8,6 +8,7 @@
 //	down                       end it, as at the end of the script, and fail if it fails
 //	trim FILE VARIABLE         put a file's text into a variable
 //	empty DIR                  fail if something is in the folder
+//	until TEXT PROGRAM [ARG…]  run it again and again, until it prints TEXT
 //
 // Each script has a state folder of its own, $TARTARUS_STATE, with template
 // base made. After it nothing of its VMs may be left.
@@ -73,7 +74,7 @@ func TestScripts(t *testing.T) {
 		WorkdirRoot:         t.TempDir(), // else a run of some scripts leaves a folder behind
 		Setup:               setup,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits": exits, "up": up, "down": down, "trim": trim, "empty": empty,
+			"exits": exits, "up": up, "down": down, "trim": trim, "empty": empty, "until": until,
 		},
 	})
 }
@@ -228,6 +229,21 @@ func trim(ts *testscript.TestScript, _ bool, args []string) {
 		ts.Fatalf("usage: trim FILE VARIABLE")
 	}
 	ts.Setenv(args[1], strings.TrimSpace(ts.ReadFile(args[0])))
+}
+
+// until is for what another process does in its own time.
+func until(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: until TEXT PROGRAM [ARG…]")
+	}
+	for end := time.Now().Add(startPatience); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+		err := ts.Exec(args[1], args[2:]...)
+		if strings.Contains(ts.ReadFile("stdout")+ts.ReadFile("stderr"), args[0]) {
+			ts.Check(err)
+			return
+		}
+	}
+	ts.Fatalf("%v did not print %q within %v", args[1:], args[0], startPatience)
 }
 
 func empty(ts *testscript.TestScript, neg bool, args []string) {
