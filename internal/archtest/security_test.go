@@ -9,7 +9,7 @@ import (
 )
 
 // claim is a test as docs/security.md names it: a package, then tests of it.
-var claim = regexp.MustCompile("`((?:internal|test|client)/[\\w/]+) ((?:Test|Fuzz)\\w+)`|`((?:Test|Fuzz)\\w+)`")
+var claim = regexp.MustCompile("`((?:internal|test|client|examples)/[\\w/]+) ((?:Test|Fuzz)\\w+)`|`((?:Test|Fuzz)\\w+)`")
 
 // TestSecurityClaims insists that every test that the page names is there.
 func TestSecurityClaims(t *testing.T) {
