@@ -86,7 +86,7 @@ func (h *history) await(want string) string {
 func (h *history) open(path string, change ...func(*themis.SourceConfig)) (*themis.Source, error) {
 	cfg := themis.SourceConfig{
 		Path: path, Book: h, Poll: time.Hour, Settle: 10 * time.Millisecond,
-		Logger: slog.New(slog.NewTextHandler(h, nil)),
+		Logger: slog.New(slog.NewTextHandler(h, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
 	for _, f := range change {
 		f(&cfg)
@@ -254,13 +254,16 @@ func TestSourceWatches(t *testing.T) {
 			c.prepare(t, dir)
 			h := newHistory(t)
 			s := h.watched(filepath.Join(dir, c.path))
-			h.await("policy holds")
+			h.await("is watched")
 			c.change(t, dir, head+"# good\n")
 			h.await("policy holds")
 			if got := s.Active().Text(); got != head+"# good\n" {
 				t.Errorf("what holds is %q", got)
 			}
-			if got := h.written(); !slices.Equal(got, []string{head, head + "# good\n"}) {
+			// What took the folder's place is watched as well.
+			put(t, s.Status().Origin, head+"# better\n")
+			h.await("policy holds")
+			if got := h.written(); !slices.Equal(got, []string{head, head + "# good\n", head + "# better\n"}) {
 				t.Errorf("written down: %q", got)
 			}
 		})
@@ -280,7 +283,7 @@ func TestSourceRefusesABrokenVersion(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "policy.yaml")
 	put(t, path, head)
 	h := newHistory(t)
-	s := h.watched(path, func(c *themis.SourceConfig) { c.Poll = time.Millisecond })
+	s := h.watched(path)
 	put(t, path, head+"defaults: {user: \"MARKER!\"}\n")
 	line := h.await("refused")
 	for _, want := range []string{"level=ERROR", path, "line 3, column 18", s.Active().Version()} {
@@ -291,8 +294,13 @@ func TestSourceRefusesABrokenVersion(t *testing.T) {
 	if strings.Contains(line, "MARKER") || s.Active().Text() != head {
 		t.Errorf("%s; what holds is %q", line, s.Active().Text())
 	}
+	for range 5 {
+		if _, err := s.Reload(t.Context()); err == nil {
+			t.Error("it is good")
+		}
+	}
 	put(t, path, head)
-	for line := range h.lines { // it is polled a thousand times a second
+	for line := range h.lines {
 		if strings.Contains(line, "refused") {
 			t.Fatalf("told again: %s", line)
 		}
@@ -313,7 +321,7 @@ func TestSourcePolls(t *testing.T) {
 	link(t, "sub/real", path)
 	h := newHistory(t)
 	s := h.watched(path, func(c *themis.SourceConfig) { c.Poll = 10 * time.Millisecond })
-	h.await("policy holds")
+	h.await("is watched")
 	put(t, filepath.Join(dir, "sub", "real"), head+"# more\n")
 	h.await("policy holds")
 	if s.Active().Text() != head+"# more\n" {
@@ -386,6 +394,10 @@ func TestWhereAPolicyIs(t *testing.T) {
 		if err != nil || file != filepath.Join(dir, c.file) || p.Text() != head {
 			t.Errorf("%s: %s, %v", name, file, err)
 		}
+	}
+	// A file with more in it than its size says, as while it is written.
+	if _, _, err := themis.Load("/proc/version"); !fault.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "being written") {
+		t.Errorf("a file that moves: %v", err)
 	}
 	if p, file, err := themis.Load(""); err != nil || file != "" || p.Version() != builtin(t).Version() {
 		t.Errorf("built-in: %s, %v", file, err)

@@ -24,6 +24,7 @@ func (s *Source) Run(ctx context.Context) error {
 	settle := time.NewTimer(0) // what changed before the watch stood
 	defer settle.Stop()
 	var first time.Time // of the events that wait to be over; zero if none do
+	watching := false
 	events, errs := w.channels()
 	for {
 		select {
@@ -49,6 +50,10 @@ func (s *Source) Run(ctx context.Context) error {
 		w.arm(ctx)
 		if _, err := s.Reload(ctx); errors.Is(err, errMoving) {
 			settle.Reset(s.cfg.Settle)
+		}
+		if !watching {
+			watching = true
+			s.cfg.Logger.DebugContext(ctx, "the policy is watched", "folder", w.folder)
 		}
 	}
 }
