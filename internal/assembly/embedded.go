@@ -219,7 +219,7 @@ func (e *embedded) openBook(ctx context.Context) (err error) {
 	if e.logs, err = dirblobs.Open(dirblobs.Config{Dir: e.home.logs(), Log: e.log}); err != nil {
 		return err
 	}
-	e.policies, err = themis.OpenSource(ctx, themis.SourceConfig{Path: e.cfg.Policy, Book: annals.New(e.book, nil), Logger: e.log})
+	e.policies, err = themis.OpenSource(ctx, themis.SourceConfig{Path: e.cfg.Policy, Book: annals.New(e.book, nil), Metrics: e.metrics, Logger: e.log})
 	if err != nil {
 		return err
 	}

@@ -65,6 +65,7 @@ const (
 	Refusals          Name = "tartarus_refusals_total"
 	AuditFailures     Name = "tartarus_audit_write_failures_total"
 	Checkpoints       Name = "tartarus_audit_checkpoints_total"
+	PolicyRefused     Name = "tartarus_policy_refused"
 )
 
 // The metrics of queue, sandboxes and nodes, as the control plane knows them.
@@ -181,6 +182,7 @@ func apiRows() []Row {
 			Labels: []Label{{Name: "sink", Values: []string{SinkFile, SinkSyslog}}, {Name: "outcome", Values: []string{CheckpointKept, CheckpointFailed, CheckpointLost}}},
 			Help:   "Checkpoints of the audit log, by kind of sink and outcome: kept, failed (and tried again), lost (a later one covers it).",
 		},
+		{Name: PolicyRefused, Kind: GaugeKind, Help: "1 while the policy's file has a version that does not hold, and the one before goes on to; else 0."},
 	}
 }
 

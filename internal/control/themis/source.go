@@ -10,7 +10,10 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/tartarus-vm/tartarus/internal/fault"
+	"github.com/tartarus-vm/tartarus/internal/metrics"
 )
 
 // Book writes down which policies held.
@@ -28,6 +31,8 @@ type SourceConfig struct {
 	Poll   time.Duration // how often the file is looked at beside what the kernel tells; 15 s if 0
 	Settle time.Duration // how long the folder must be quiet before the file is read; 250 ms if 0
 	Logger *slog.Logger  // nil: none
+
+	Metrics prometheus.Registerer // nil: none
 }
 
 const (
@@ -87,7 +92,17 @@ func OpenSource(ctx context.Context, cfg SourceConfig) (*Source, error) {
 	if _, err := s.Reload(ctx); err != nil {
 		return nil, err
 	}
-	return s, nil
+	return s, metrics.Reading{Names: []metrics.Name{metrics.PolicyRefused}, Read: s.tell}.Register(cfg.Metrics)
+}
+
+// tell reads the metrics.
+func (s *Source) tell(_ context.Context, set func(n metrics.Name, v float64, labels ...string)) error {
+	refused := 0.0
+	if s.Status().Problem != "" {
+		refused = 1
+	}
+	set(metrics.PolicyRefused, refused)
+	return nil
 }
 
 // Active is the policy that holds now.

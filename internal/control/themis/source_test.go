@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
 
 	"github.com/tartarus-vm/tartarus/internal/control/themis"
@@ -151,7 +152,8 @@ func TestSourceReloads(t *testing.T) {
 		t.Errorf("a broken file at the start: %v", err)
 	}
 	put(t, path, head)
-	s, err := h.open(path)
+	registry := prometheus.NewRegistry()
+	s, err := h.open(path, func(c *themis.SourceConfig) { c.Metrics = registry })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -163,6 +165,10 @@ func TestSourceReloads(t *testing.T) {
 		}
 		if st := s.Status(); (st.Problem == "") != (wantErr == "") || st.Origin != path || st.ProblemAt.IsZero() != (wantErr == "") {
 			t.Errorf("status %+v", st)
+		}
+		told, err := registry.Gather()
+		if err != nil || len(told) != 1 || (told[0].GetMetric()[0].GetGauge().GetValue() == 1) != (wantErr != "") {
+			t.Errorf("metrics %v, %v", told, err)
 		}
 	}
 	first := s.Active()
