@@ -22,8 +22,8 @@ func TestAuditFilters(t *testing.T) {
 	w.ask(ask{method: "POST", path: "/sandbox/run", token: w.token("tiny"), body: `{"command":["true"],"user":"root"}`}).fails(t, fault.PolicyDenied)
 	later := url.QueryEscape(time.Now().Add(time.Hour).Format(time.RFC3339))
 	for query, want := range map[string]string{
-		"": "run kill run", "?tenant=acme": "run", "?action=run": "run run", "?decision=deny": "run", "?decision=allow&action=run": "run",
-		"?sandbox=" + id: "run kill", "?since=" + later: "", "?until=" + later: "run kill run", "?tenant=nosuch": "", "?action=nothing": "",
+		"": "policy.activate run kill run", "?tenant=acme": "run", "?action=run": "run run", "?decision=deny": "run", "?decision=allow&action=run": "run",
+		"?sandbox=" + id: "run kill", "?since=" + later: "", "?until=" + later: "policy.activate run kill run", "?tenant=nosuch": "", "?action=nothing": "",
 		"?since=2020-01-01T00:00:00Z&action=kill": "kill",
 	} {
 		var got []string
@@ -52,7 +52,7 @@ func TestAuditFilters(t *testing.T) {
 func TestTheStoredAudit(t *testing.T) {
 	w := newWorld(t)
 	admin := w.token("local", sandbox.ScopeAdmin)
-	for range 5 {
+	for range 4 { // after the policy's entry
 		w.run(w.token("acme"), `{"command":["<&>"]}`)
 	}
 	var chain ledger.AuditChain

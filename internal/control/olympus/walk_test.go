@@ -51,6 +51,7 @@ var theWalk = map[protoreflect.FullName]walked{
 	"tartarus.v1.OperatorService.ListNodes":     {"admin", `{}`, ""},
 	"tartarus.v1.OperatorService.ListAudit":     {"admin", `{}`, ""},
 	"tartarus.v1.OperatorService.GetPolicy":     {"admin", `{}`, ""},
+	"tartarus.v1.OperatorService.ListPolicies":  {"admin", `{}`, ""},
 	"tartarus.v1.OperatorService.CreateToken":   {"admin", `{"scopes":["read"]}`, ""},
 	"tartarus.v1.OperatorService.ListTokens":    {"admin", `{}`, ""},
 	"tartarus.v1.OperatorService.RevokeToken":   {"admin", `{"id":"tok-none"}`, "not_found"},
