@@ -66,7 +66,7 @@ func (a *app) auditListCommand() *cobra.Command {
 	}
 	f := c.Flags()
 	f.StringVar(&req.Tenant, "tenant", "", "only this `TENANT`'s")
-	f.StringVar(&req.Action, "action", "", "only this `ACTION`: run, kill, token.create, token.revoke, authenticate")
+	f.StringVar(&req.Action, "action", "", "only this `ACTION`: run, kill, token.create, token.revoke, policy.activate, authenticate")
 	f.StringVar(&req.Decision, "decision", "", "only this `DECISION`: allow or deny")
 	f.StringVar(&req.Sandbox, "sandbox", "", "only about the sandbox with this `ID`")
 	f.StringVar(&since, "since", "", "only from this `TIME` on: 2026-01-02T15:04:05Z, or so long ago: 90m")
