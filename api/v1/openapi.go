@@ -14,9 +14,10 @@ var overlay []byte
 
 // OpenAPI is the OpenAPI 3.1 document of the API: what is generated from the
 // contract, with overlay.json (a JSON merge patch, RFC 7396) for the routes
-// that a gateway cannot say well, and the one error shape on every operation.
+// that a gateway cannot say well, the contract's bounds, and the one error shape
+// under every status that an operation may answer.
 func OpenAPI() ([]byte, error) {
-	var doc, patch map[string]any
+	var doc, patch object
 	if err := json.Unmarshal(generated, &doc); err != nil {
 		return nil, fmt.Errorf("reading the generated OpenAPI document: %w", err)
 	}
@@ -24,40 +25,46 @@ func OpenAPI() ([]byte, error) {
 		return nil, fmt.Errorf("reading the OpenAPI overlay: %w", err)
 	}
 	mergePatch(doc, patch)
-	paths, ok := doc["paths"].(map[string]any)
-	if !ok {
-		return nil, fmt.Errorf("the OpenAPI document has no paths")
-	}
-	for _, item := range paths {
-		operations, _ := item.(map[string]any)
-		for _, op := range operations {
-			addErrorResponse(op)
-		}
+	sayBounds(doc)
+	for _, op := range operationsOf(doc) {
+		sayErrors(op)
 	}
 	return json.MarshalIndent(doc, "", "  ")
 }
 
-func addErrorResponse(op any) {
-	o, ok := op.(map[string]any)
+// sayErrors names every status of an error that the operation may answer. The
+// overlay names those that only few have.
+func sayErrors(op object) {
+	statuses := []string{"400", "500", "503"}
+	if open, ok := op["security"].([]any); !ok || len(open) > 0 {
+		statuses = append(statuses, "401", "403", "429")
+	}
+	if inPath(op) {
+		statuses = append(statuses, "404")
+	}
+	if op["requestBody"] != nil {
+		statuses = append(statuses, "413")
+	}
+	responses, ok := op["responses"].(object)
 	if !ok {
 		return
 	}
-	if responses, ok := o["responses"].(map[string]any); ok {
-		responses["default"] = map[string]any{"$ref": "#/components/responses/Error"}
+	for _, status := range statuses {
+		responses[status] = object{"$ref": "#/components/responses/Error"}
 	}
 }
 
 // mergePatch applies an RFC 7396 merge patch to doc.
-func mergePatch(doc, patch map[string]any) {
+func mergePatch(doc, patch object) {
 	for k, v := range patch {
-		child, isObject := v.(map[string]any)
+		child, isObject := v.(object)
 		switch {
 		case v == nil:
 			delete(doc, k)
 		case isObject:
-			target, ok := doc[k].(map[string]any)
+			target, ok := doc[k].(object)
 			if !ok {
-				target = map[string]any{}
+				target = object{}
 				doc[k] = target
 			}
 			mergePatch(target, child)

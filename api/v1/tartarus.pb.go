@@ -91,6 +91,127 @@ func (Scope) EnumDescriptor() ([]byte, []int) {
 	return file_v1_tartarus_proto_rawDescGZIP(), []int{0}
 }
 
+// Bounds is what a field of a request may hold, as far as it can be said of
+// the field alone; what is beyond is invalid_argument with the field's name.
+// The OpenAPI document says the same, and a test tries every one. A field that
+// is not there, or empty, is in bounds unless it is required.
+type Bounds struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// It must be there, and not empty.
+	Required bool `protobuf:"varint,1,opt,name=required,proto3" json:"required,omitempty"`
+	// Of a number, or of each in a list.
+	Min *float64 `protobuf:"fixed64,2,opt,name=min,proto3,oneof" json:"min,omitempty"`
+	Max *float64 `protobuf:"fixed64,3,opt,name=max,proto3,oneof" json:"max,omitempty"`
+	// A double that is a whole number, as in JSON 5.
+	Whole bool `protobuf:"varint,9,opt,name=whole,proto3" json:"whole,omitempty"`
+	// How many a list or a map may hold.
+	MaxItems int32 `protobuf:"varint,4,opt,name=max_items,proto3" json:"max_items,omitempty"`
+	// Of a text, or of each in a list or a map, in bytes.
+	MaxBytes int32 `protobuf:"varint,5,opt,name=max_bytes,proto3" json:"max_bytes,omitempty"`
+	// What a text, or each in a list, looks like: a regular expression of what
+	// RE2 and ECMA-262 share, anchored.
+	Pattern string `protobuf:"bytes,6,opt,name=pattern,proto3" json:"pattern,omitempty"`
+	// What the keys of a map look like.
+	KeyPattern string `protobuf:"bytes,7,opt,name=key_pattern,proto3" json:"key_pattern,omitempty"`
+	// The texts there are.
+	OneOf         []string `protobuf:"bytes,8,rep,name=one_of,proto3" json:"one_of,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Bounds) Reset() {
+	*x = Bounds{}
+	mi := &file_v1_tartarus_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Bounds) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Bounds) ProtoMessage() {}
+
+func (x *Bounds) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_tartarus_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Bounds.ProtoReflect.Descriptor instead.
+func (*Bounds) Descriptor() ([]byte, []int) {
+	return file_v1_tartarus_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *Bounds) GetRequired() bool {
+	if x != nil {
+		return x.Required
+	}
+	return false
+}
+
+func (x *Bounds) GetMin() float64 {
+	if x != nil && x.Min != nil {
+		return *x.Min
+	}
+	return 0
+}
+
+func (x *Bounds) GetMax() float64 {
+	if x != nil && x.Max != nil {
+		return *x.Max
+	}
+	return 0
+}
+
+func (x *Bounds) GetWhole() bool {
+	if x != nil {
+		return x.Whole
+	}
+	return false
+}
+
+func (x *Bounds) GetMaxItems() int32 {
+	if x != nil {
+		return x.MaxItems
+	}
+	return 0
+}
+
+func (x *Bounds) GetMaxBytes() int32 {
+	if x != nil {
+		return x.MaxBytes
+	}
+	return 0
+}
+
+func (x *Bounds) GetPattern() string {
+	if x != nil {
+		return x.Pattern
+	}
+	return ""
+}
+
+func (x *Bounds) GetKeyPattern() string {
+	if x != nil {
+		return x.KeyPattern
+	}
+	return ""
+}
+
+func (x *Bounds) GetOneOf() []string {
+	if x != nil {
+		return x.OneOf
+	}
+	return nil
+}
+
 // What is to be run. Only command is required; everything else has a default
 // from the active policy, and the record shows what it became.
 type RunRequest struct {
@@ -129,7 +250,7 @@ type RunRequest struct {
 
 func (x *RunRequest) Reset() {
 	*x = RunRequest{}
-	mi := &file_v1_tartarus_proto_msgTypes[0]
+	mi := &file_v1_tartarus_proto_msgTypes[1]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -141,7 +262,7 @@ func (x *RunRequest) String() string {
 func (*RunRequest) ProtoMessage() {}
 
 func (x *RunRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_tartarus_proto_msgTypes[0]
+	mi := &file_v1_tartarus_proto_msgTypes[1]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -154,7 +275,7 @@ func (x *RunRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunRequest.ProtoReflect.Descriptor instead.
 func (*RunRequest) Descriptor() ([]byte, []int) {
-	return file_v1_tartarus_proto_rawDescGZIP(), []int{0}
+	return file_v1_tartarus_proto_rawDescGZIP(), []int{1}
 }
 
 func (x *RunRequest) GetTemplate() string {
@@ -269,7 +390,7 @@ type File struct {
 
 func (x *File) Reset() {
 	*x = File{}
-	mi := &file_v1_tartarus_proto_msgTypes[1]
+	mi := &file_v1_tartarus_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -281,7 +402,7 @@ func (x *File) String() string {
 func (*File) ProtoMessage() {}
 
 func (x *File) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_tartarus_proto_msgTypes[1]
+	mi := &file_v1_tartarus_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -294,7 +415,7 @@ func (x *File) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use File.ProtoReflect.Descriptor instead.
 func (*File) Descriptor() ([]byte, []int) {
-	return file_v1_tartarus_proto_rawDescGZIP(), []int{1}
+	return file_v1_tartarus_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *File) GetPath() string {
@@ -332,7 +453,7 @@ type Resources struct {
 
 func (x *Resources) Reset() {
 	*x = Resources{}
-	mi := &file_v1_tartarus_proto_msgTypes[2]
+	mi := &file_v1_tartarus_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -344,7 +465,7 @@ func (x *Resources) String() string {
 func (*Resources) ProtoMessage() {}
 
 func (x *Resources) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_tartarus_proto_msgTypes[2]
+	mi := &file_v1_tartarus_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -357,7 +478,7 @@ func (x *Resources) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resources.ProtoReflect.Descriptor instead.
 func (*Resources) Descriptor() ([]byte, []int) {
-	return file_v1_tartarus_proto_rawDescGZIP(), []int{2}
+	return file_v1_tartarus_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Resources) GetVcpus() int32 {
@@ -398,7 +519,7 @@ type NetworkContract struct {
 
 func (x *NetworkContract) Reset() {
 	*x = NetworkContract{}
-	mi := &file_v1_tartarus_proto_msgTypes[3]
+	mi := &file_v1_tartarus_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -410,7 +531,7 @@ func (x *NetworkContract) String() string {
 func (*NetworkContract) ProtoMessage() {}
 
 func (x *NetworkContract) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_tartarus_proto_msgTypes[3]
+	mi := &file_v1_tartarus_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -423,7 +544,7 @@ func (x *NetworkContract) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkContract.ProtoReflect.Descriptor instead.
 func (*NetworkContract) Descriptor() ([]byte, []int) {
-	return file_v1_tartarus_proto_rawDescGZIP(), []int{3}
+	return file_v1_tartarus_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *NetworkContract) GetAllow() []*Grant {
@@ -447,7 +568,7 @@ type Grant struct {
 
 func (x *Grant) Reset() {
 	*x = Grant{}
-	mi := &file_v1_tartarus_proto_msgTypes[4]
+	mi := &file_v1_tartarus_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -459,7 +580,7 @@ func (x *Grant) String() string {
 func (*Grant) ProtoMessage() {}
 
 func (x *Grant) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_tartarus_proto_msgTypes[4]
+	mi := &file_v1_tartarus_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -472,7 +593,7 @@ func (x *Grant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Grant.ProtoReflect.Descriptor instead.
 func (*Grant) Descriptor() ([]byte, []int) {
-	return file_v1_tartarus_proto_rawDescGZIP(), []int{4}
+	return file_v1_tartarus_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Grant) GetDomain() string {
@@ -534,7 +655,7 @@ type Sandbox struct {
 
 func (x *Sandbox) Reset() {
 	*x = Sandbox{}
-	mi := &file_v1_tartarus_proto_msgTypes[5]
+	mi := &file_v1_tartarus_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -546,7 +667,7 @@ func (x *Sandbox) String() string {
 func (*Sandbox) ProtoMessage() {}
 
 func (x *Sandbox) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_tartarus_proto_msgTypes[5]
+	mi := &file_v1_tartarus_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -559,7 +680,7 @@ func (x *Sandbox) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sandbox.ProtoReflect.Descriptor instead.
 func (*Sandbox) Descriptor() ([]byte, []int) {
-	return file_v1_tartarus_proto_rawDescGZIP(), []int{5}
+	return file_v1_tartarus_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Sandbox) GetId() string {
@@ -711,7 +832,7 @@ type ResolvedRequest struct {
 
 func (x *ResolvedRequest) Reset() {
 	*x = ResolvedRequest{}
-	mi := &file_v1_tartarus_proto_msgTypes[6]
+	mi := &file_v1_tartarus_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -723,7 +844,7 @@ func (x *ResolvedRequest) String() string {
 func (*ResolvedRequest) ProtoMessage() {}
 
 func (x *ResolvedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_tartarus_proto_msgTypes[6]
+	mi := &file_v1_tartarus_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -736,7 +857,7 @@ func (x *ResolvedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolvedRequest.ProtoReflect.Descriptor instead.
 func (*ResolvedRequest) Descriptor() ([]byte, []int) {
-	return file_v1_tartarus_proto_rawDescGZIP(), []int{6}
+	return file_v1_tartarus_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ResolvedRequest) GetTemplate() string {
@@ -890,7 +1011,7 @@ type SecretRef struct {
 
 func (x *SecretRef) Reset() {
 	*x = SecretRef{}
-	mi := &file_v1_tartarus_proto_msgTypes[7]
+	mi := &file_v1_tartarus_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -902,7 +1023,7 @@ func (x *SecretRef) String() string {
 func (*SecretRef) ProtoMessage() {}
 
 func (x *SecretRef) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_tartarus_proto_msgTypes[7]
+	mi := &file_v1_tartarus_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -915,7 +1036,7 @@ func (x *SecretRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecretRef.ProtoReflect.Descriptor instead.
 func (*SecretRef) Descriptor() ([]byte, []int) {
-	return file_v1_tartarus_proto_rawDescGZIP(), []int{7}
+	return file_v1_tartarus_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *SecretRef) GetName() string {
@@ -944,7 +1065,7 @@ type FileRef struct {
 
 func (x *FileRef) Reset() {
 	*x = FileRef{}
-	mi := &file_v1_tartarus_proto_msgTypes[8]
+	mi := &file_v1_tartarus_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -956,7 +1077,7 @@ func (x *FileRef) String() string {
 func (*FileRef) ProtoMessage() {}
 
 func (x *FileRef) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_tartarus_proto_msgTypes[8]
+	mi := &file_v1_tartarus_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -969,7 +1090,7 @@ func (x *FileRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FileRef.ProtoReflect.Descriptor instead.
 func (*FileRef) Descriptor() ([]byte, []int) {
-	return file_v1_tartarus_proto_rawDescGZIP(), []int{8}
+	return file_v1_tartarus_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *FileRef) GetPath() string {
@@ -1010,7 +1131,7 @@ type Verdict struct {
 
 func (x *Verdict) Reset() {
 	*x = Verdict{}
-	mi := &file_v1_tartarus_proto_msgTypes[9]
+	mi := &file_v1_tartarus_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1022,7 +1143,7 @@ func (x *Verdict) String() string {
 func (*Verdict) ProtoMessage() {}
 
 func (x *Verdict) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_tartarus_proto_msgTypes[9]
+	mi := &file_v1_tartarus_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1035,7 +1156,7 @@ func (x *Verdict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Verdict.ProtoReflect.Descriptor instead.
 func (*Verdict) Descriptor() ([]byte, []int) {
-	return file_v1_tartarus_proto_rawDescGZIP(), []int{9}
+	return file_v1_tartarus_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Verdict) GetDecision() string {
@@ -1087,7 +1208,7 @@ type Reason struct {
 
 func (x *Reason) Reset() {
 	*x = Reason{}
-	mi := &file_v1_tartarus_proto_msgTypes[10]
+	mi := &file_v1_tartarus_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1099,7 +1220,7 @@ func (x *Reason) String() string {
 func (*Reason) ProtoMessage() {}
 
 func (x *Reason) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_tartarus_proto_msgTypes[10]
+	mi := &file_v1_tartarus_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1112,7 +1233,7 @@ func (x *Reason) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reason.ProtoReflect.Descriptor instead.
 func (*Reason) Descriptor() ([]byte, []int) {
-	return file_v1_tartarus_proto_rawDescGZIP(), []int{10}
+	return file_v1_tartarus_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Reason) GetJudge() string {
@@ -1159,7 +1280,7 @@ type Runtime struct {
 
 func (x *Runtime) Reset() {
 	*x = Runtime{}
-	mi := &file_v1_tartarus_proto_msgTypes[11]
+	mi := &file_v1_tartarus_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1171,7 +1292,7 @@ func (x *Runtime) String() string {
 func (*Runtime) ProtoMessage() {}
 
 func (x *Runtime) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_tartarus_proto_msgTypes[11]
+	mi := &file_v1_tartarus_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1184,7 +1305,7 @@ func (x *Runtime) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Runtime.ProtoReflect.Descriptor instead.
 func (*Runtime) Descriptor() ([]byte, []int) {
-	return file_v1_tartarus_proto_rawDescGZIP(), []int{11}
+	return file_v1_tartarus_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Runtime) GetDriver() string {
@@ -1235,7 +1356,7 @@ type Isolation struct {
 
 func (x *Isolation) Reset() {
 	*x = Isolation{}
-	mi := &file_v1_tartarus_proto_msgTypes[12]
+	mi := &file_v1_tartarus_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1247,7 +1368,7 @@ func (x *Isolation) String() string {
 func (*Isolation) ProtoMessage() {}
 
 func (x *Isolation) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_tartarus_proto_msgTypes[12]
+	mi := &file_v1_tartarus_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1260,7 +1381,7 @@ func (x *Isolation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Isolation.ProtoReflect.Descriptor instead.
 func (*Isolation) Descriptor() ([]byte, []int) {
-	return file_v1_tartarus_proto_rawDescGZIP(), []int{12}
+	return file_v1_tartarus_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Isolation) GetAccelerator() string {
@@ -1305,7 +1426,7 @@ type Exit struct {
 
 func (x *Exit) Reset() {
 	*x = Exit{}
-	mi := &file_v1_tartarus_proto_msgTypes[13]
+	mi := &file_v1_tartarus_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1317,7 +1438,7 @@ func (x *Exit) String() string {
 func (*Exit) ProtoMessage() {}
 
 func (x *Exit) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_tartarus_proto_msgTypes[13]
+	mi := &file_v1_tartarus_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1330,7 +1451,7 @@ func (x *Exit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exit.ProtoReflect.Descriptor instead.
 func (*Exit) Descriptor() ([]byte, []int) {
-	return file_v1_tartarus_proto_rawDescGZIP(), []int{13}
+	return file_v1_tartarus_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Exit) GetCause() string {
@@ -1387,7 +1508,7 @@ type LimitHit struct {
 
 func (x *LimitHit) Reset() {
 	*x = LimitHit{}
-	mi := &file_v1_tartarus_proto_msgTypes[14]
+	mi := &file_v1_tartarus_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1399,7 +1520,7 @@ func (x *LimitHit) String() string {
 func (*LimitHit) ProtoMessage() {}
 
 func (x *LimitHit) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_tartarus_proto_msgTypes[14]
+	mi := &file_v1_tartarus_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1412,7 +1533,7 @@ func (x *LimitHit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LimitHit.ProtoReflect.Descriptor instead.
 func (*LimitHit) Descriptor() ([]byte, []int) {
-	return file_v1_tartarus_proto_rawDescGZIP(), []int{14}
+	return file_v1_tartarus_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *LimitHit) GetLimit() string {
@@ -1445,7 +1566,7 @@ type Usage struct {
 
 func (x *Usage) Reset() {
 	*x = Usage{}
-	mi := &file_v1_tartarus_proto_msgTypes[15]
+	mi := &file_v1_tartarus_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1457,7 +1578,7 @@ func (x *Usage) String() string {
 func (*Usage) ProtoMessage() {}
 
 func (x *Usage) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_tartarus_proto_msgTypes[15]
+	mi := &file_v1_tartarus_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1470,7 +1591,7 @@ func (x *Usage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Usage.ProtoReflect.Descriptor instead.
 func (*Usage) Descriptor() ([]byte, []int) {
-	return file_v1_tartarus_proto_rawDescGZIP(), []int{15}
+	return file_v1_tartarus_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Usage) GetCpuSeconds() float64 {
@@ -1537,7 +1658,7 @@ type Timings struct {
 
 func (x *Timings) Reset() {
 	*x = Timings{}
-	mi := &file_v1_tartarus_proto_msgTypes[16]
+	mi := &file_v1_tartarus_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1549,7 +1670,7 @@ func (x *Timings) String() string {
 func (*Timings) ProtoMessage() {}
 
 func (x *Timings) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_tartarus_proto_msgTypes[16]
+	mi := &file_v1_tartarus_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1562,7 +1683,7 @@ func (x *Timings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Timings.ProtoReflect.Descriptor instead.
 func (*Timings) Descriptor() ([]byte, []int) {
-	return file_v1_tartarus_proto_rawDescGZIP(), []int{16}
+	return file_v1_tartarus_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Timings) GetJudged() float64 {
@@ -1616,7 +1737,7 @@ type GetRequest struct {
 
 func (x *GetRequest) Reset() {
 	*x = GetRequest{}
-	mi := &file_v1_tartarus_proto_msgTypes[17]
+	mi := &file_v1_tartarus_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1628,7 +1749,7 @@ func (x *GetRequest) String() string {
 func (*GetRequest) ProtoMessage() {}
 
 func (x *GetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_tartarus_proto_msgTypes[17]
+	mi := &file_v1_tartarus_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1641,7 +1762,7 @@ func (x *GetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequest.ProtoReflect.Descriptor instead.
 func (*GetRequest) Descriptor() ([]byte, []int) {
-	return file_v1_tartarus_proto_rawDescGZIP(), []int{17}
+	return file_v1_tartarus_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *GetRequest) GetId() string {
@@ -1669,7 +1790,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_v1_tartarus_proto_msgTypes[18]
+	mi := &file_v1_tartarus_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1681,7 +1802,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_tartarus_proto_msgTypes[18]
+	mi := &file_v1_tartarus_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1694,7 +1815,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_v1_tartarus_proto_rawDescGZIP(), []int{18}
+	return file_v1_tartarus_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ListRequest) GetState() []string {
@@ -1743,7 +1864,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_v1_tartarus_proto_msgTypes[19]
+	mi := &file_v1_tartarus_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1755,7 +1876,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_tartarus_proto_msgTypes[19]
+	mi := &file_v1_tartarus_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1768,7 +1889,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_v1_tartarus_proto_rawDescGZIP(), []int{19}
+	return file_v1_tartarus_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ListResponse) GetSandboxes() []*Sandbox {
@@ -1802,7 +1923,7 @@ type LogsRequest struct {
 
 func (x *LogsRequest) Reset() {
 	*x = LogsRequest{}
-	mi := &file_v1_tartarus_proto_msgTypes[20]
+	mi := &file_v1_tartarus_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1814,7 +1935,7 @@ func (x *LogsRequest) String() string {
 func (*LogsRequest) ProtoMessage() {}
 
 func (x *LogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_tartarus_proto_msgTypes[20]
+	mi := &file_v1_tartarus_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1827,7 +1948,7 @@ func (x *LogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsRequest.ProtoReflect.Descriptor instead.
 func (*LogsRequest) Descriptor() ([]byte, []int) {
-	return file_v1_tartarus_proto_rawDescGZIP(), []int{20}
+	return file_v1_tartarus_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *LogsRequest) GetId() string {
@@ -1882,7 +2003,7 @@ type LogEntry struct {
 
 func (x *LogEntry) Reset() {
 	*x = LogEntry{}
-	mi := &file_v1_tartarus_proto_msgTypes[21]
+	mi := &file_v1_tartarus_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1894,7 +2015,7 @@ func (x *LogEntry) String() string {
 func (*LogEntry) ProtoMessage() {}
 
 func (x *LogEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_tartarus_proto_msgTypes[21]
+	mi := &file_v1_tartarus_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1907,7 +2028,7 @@ func (x *LogEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogEntry.ProtoReflect.Descriptor instead.
 func (*LogEntry) Descriptor() ([]byte, []int) {
-	return file_v1_tartarus_proto_rawDescGZIP(), []int{21}
+	return file_v1_tartarus_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *LogEntry) GetOffset() float64 {
@@ -1956,7 +2077,7 @@ type StdinRequest struct {
 
 func (x *StdinRequest) Reset() {
 	*x = StdinRequest{}
-	mi := &file_v1_tartarus_proto_msgTypes[22]
+	mi := &file_v1_tartarus_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1968,7 +2089,7 @@ func (x *StdinRequest) String() string {
 func (*StdinRequest) ProtoMessage() {}
 
 func (x *StdinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_tartarus_proto_msgTypes[22]
+	mi := &file_v1_tartarus_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1981,7 +2102,7 @@ func (x *StdinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StdinRequest.ProtoReflect.Descriptor instead.
 func (*StdinRequest) Descriptor() ([]byte, []int) {
-	return file_v1_tartarus_proto_rawDescGZIP(), []int{22}
+	return file_v1_tartarus_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *StdinRequest) GetId() string {
@@ -2008,7 +2129,7 @@ type StdinResponse struct {
 
 func (x *StdinResponse) Reset() {
 	*x = StdinResponse{}
-	mi := &file_v1_tartarus_proto_msgTypes[23]
+	mi := &file_v1_tartarus_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2020,7 +2141,7 @@ func (x *StdinResponse) String() string {
 func (*StdinResponse) ProtoMessage() {}
 
 func (x *StdinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_tartarus_proto_msgTypes[23]
+	mi := &file_v1_tartarus_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2033,7 +2154,7 @@ func (x *StdinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StdinResponse.ProtoReflect.Descriptor instead.
 func (*StdinResponse) Descriptor() ([]byte, []int) {
-	return file_v1_tartarus_proto_rawDescGZIP(), []int{23}
+	return file_v1_tartarus_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *StdinResponse) GetBytes() float64 {
@@ -2056,7 +2177,7 @@ type EventsRequest struct {
 
 func (x *EventsRequest) Reset() {
 	*x = EventsRequest{}
-	mi := &file_v1_tartarus_proto_msgTypes[24]
+	mi := &file_v1_tartarus_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2068,7 +2189,7 @@ func (x *EventsRequest) String() string {
 func (*EventsRequest) ProtoMessage() {}
 
 func (x *EventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_tartarus_proto_msgTypes[24]
+	mi := &file_v1_tartarus_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2081,7 +2202,7 @@ func (x *EventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventsRequest.ProtoReflect.Descriptor instead.
 func (*EventsRequest) Descriptor() ([]byte, []int) {
-	return file_v1_tartarus_proto_rawDescGZIP(), []int{24}
+	return file_v1_tartarus_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *EventsRequest) GetId() string {
@@ -2120,7 +2241,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_v1_tartarus_proto_msgTypes[25]
+	mi := &file_v1_tartarus_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2132,7 +2253,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_tartarus_proto_msgTypes[25]
+	mi := &file_v1_tartarus_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2145,7 +2266,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_v1_tartarus_proto_rawDescGZIP(), []int{25}
+	return file_v1_tartarus_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Event) GetSeq() int32 {
@@ -2194,7 +2315,7 @@ type KillRequest struct {
 
 func (x *KillRequest) Reset() {
 	*x = KillRequest{}
-	mi := &file_v1_tartarus_proto_msgTypes[26]
+	mi := &file_v1_tartarus_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2206,7 +2327,7 @@ func (x *KillRequest) String() string {
 func (*KillRequest) ProtoMessage() {}
 
 func (x *KillRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_tartarus_proto_msgTypes[26]
+	mi := &file_v1_tartarus_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2219,7 +2340,7 @@ func (x *KillRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KillRequest.ProtoReflect.Descriptor instead.
 func (*KillRequest) Descriptor() ([]byte, []int) {
-	return file_v1_tartarus_proto_rawDescGZIP(), []int{26}
+	return file_v1_tartarus_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *KillRequest) GetId() string {
@@ -2244,7 +2365,7 @@ type ListTemplatesRequest struct {
 
 func (x *ListTemplatesRequest) Reset() {
 	*x = ListTemplatesRequest{}
-	mi := &file_v1_tartarus_proto_msgTypes[27]
+	mi := &file_v1_tartarus_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2256,7 +2377,7 @@ func (x *ListTemplatesRequest) String() string {
 func (*ListTemplatesRequest) ProtoMessage() {}
 
 func (x *ListTemplatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_tartarus_proto_msgTypes[27]
+	mi := &file_v1_tartarus_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2269,7 +2390,7 @@ func (x *ListTemplatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTemplatesRequest.ProtoReflect.Descriptor instead.
 func (*ListTemplatesRequest) Descriptor() ([]byte, []int) {
-	return file_v1_tartarus_proto_rawDescGZIP(), []int{27}
+	return file_v1_tartarus_proto_rawDescGZIP(), []int{28}
 }
 
 type ListTemplatesResponse struct {
@@ -2281,7 +2402,7 @@ type ListTemplatesResponse struct {
 
 func (x *ListTemplatesResponse) Reset() {
 	*x = ListTemplatesResponse{}
-	mi := &file_v1_tartarus_proto_msgTypes[28]
+	mi := &file_v1_tartarus_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2293,7 +2414,7 @@ func (x *ListTemplatesResponse) String() string {
 func (*ListTemplatesResponse) ProtoMessage() {}
 
 func (x *ListTemplatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_tartarus_proto_msgTypes[28]
+	mi := &file_v1_tartarus_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2306,7 +2427,7 @@ func (x *ListTemplatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTemplatesResponse.ProtoReflect.Descriptor instead.
 func (*ListTemplatesResponse) Descriptor() ([]byte, []int) {
-	return file_v1_tartarus_proto_rawDescGZIP(), []int{28}
+	return file_v1_tartarus_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ListTemplatesResponse) GetTemplates() []*Template {
@@ -2330,7 +2451,7 @@ type Template struct {
 
 func (x *Template) Reset() {
 	*x = Template{}
-	mi := &file_v1_tartarus_proto_msgTypes[29]
+	mi := &file_v1_tartarus_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2342,7 +2463,7 @@ func (x *Template) String() string {
 func (*Template) ProtoMessage() {}
 
 func (x *Template) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_tartarus_proto_msgTypes[29]
+	mi := &file_v1_tartarus_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2355,7 +2476,7 @@ func (x *Template) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Template.ProtoReflect.Descriptor instead.
 func (*Template) Descriptor() ([]byte, []int) {
-	return file_v1_tartarus_proto_rawDescGZIP(), []int{29}
+	return file_v1_tartarus_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Template) GetName() string {
@@ -2401,7 +2522,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_v1_tartarus_proto_msgTypes[30]
+	mi := &file_v1_tartarus_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2413,7 +2534,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_tartarus_proto_msgTypes[30]
+	mi := &file_v1_tartarus_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2426,7 +2547,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_v1_tartarus_proto_rawDescGZIP(), []int{30}
+	return file_v1_tartarus_proto_rawDescGZIP(), []int{31}
 }
 
 type ListNodesResponse struct {
@@ -2438,7 +2559,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_v1_tartarus_proto_msgTypes[31]
+	mi := &file_v1_tartarus_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2450,7 +2571,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_tartarus_proto_msgTypes[31]
+	mi := &file_v1_tartarus_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2463,7 +2584,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_v1_tartarus_proto_rawDescGZIP(), []int{31}
+	return file_v1_tartarus_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ListNodesResponse) GetNodes() []*Node {
@@ -2493,7 +2614,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_v1_tartarus_proto_msgTypes[32]
+	mi := &file_v1_tartarus_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2505,7 +2626,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_tartarus_proto_msgTypes[32]
+	mi := &file_v1_tartarus_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2518,7 +2639,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_v1_tartarus_proto_rawDescGZIP(), []int{32}
+	return file_v1_tartarus_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Node) GetId() string {
@@ -2603,7 +2724,7 @@ type Capacity struct {
 
 func (x *Capacity) Reset() {
 	*x = Capacity{}
-	mi := &file_v1_tartarus_proto_msgTypes[33]
+	mi := &file_v1_tartarus_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2615,7 +2736,7 @@ func (x *Capacity) String() string {
 func (*Capacity) ProtoMessage() {}
 
 func (x *Capacity) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_tartarus_proto_msgTypes[33]
+	mi := &file_v1_tartarus_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2628,7 +2749,7 @@ func (x *Capacity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Capacity.ProtoReflect.Descriptor instead.
 func (*Capacity) Descriptor() ([]byte, []int) {
-	return file_v1_tartarus_proto_rawDescGZIP(), []int{33}
+	return file_v1_tartarus_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Capacity) GetVcpus() int32 {
@@ -2680,7 +2801,7 @@ type ListAuditRequest struct {
 
 func (x *ListAuditRequest) Reset() {
 	*x = ListAuditRequest{}
-	mi := &file_v1_tartarus_proto_msgTypes[34]
+	mi := &file_v1_tartarus_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2692,7 +2813,7 @@ func (x *ListAuditRequest) String() string {
 func (*ListAuditRequest) ProtoMessage() {}
 
 func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_tartarus_proto_msgTypes[34]
+	mi := &file_v1_tartarus_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2705,7 +2826,7 @@ func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditRequest.ProtoReflect.Descriptor instead.
 func (*ListAuditRequest) Descriptor() ([]byte, []int) {
-	return file_v1_tartarus_proto_rawDescGZIP(), []int{34}
+	return file_v1_tartarus_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ListAuditRequest) GetTenant() string {
@@ -2782,7 +2903,7 @@ type ListAuditResponse struct {
 
 func (x *ListAuditResponse) Reset() {
 	*x = ListAuditResponse{}
-	mi := &file_v1_tartarus_proto_msgTypes[35]
+	mi := &file_v1_tartarus_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2794,7 +2915,7 @@ func (x *ListAuditResponse) String() string {
 func (*ListAuditResponse) ProtoMessage() {}
 
 func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_tartarus_proto_msgTypes[35]
+	mi := &file_v1_tartarus_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2807,7 +2928,7 @@ func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditResponse.ProtoReflect.Descriptor instead.
 func (*ListAuditResponse) Descriptor() ([]byte, []int) {
-	return file_v1_tartarus_proto_rawDescGZIP(), []int{35}
+	return file_v1_tartarus_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ListAuditResponse) GetEntries() []*AuditEntry {
@@ -2851,7 +2972,7 @@ type AuditEntry struct {
 
 func (x *AuditEntry) Reset() {
 	*x = AuditEntry{}
-	mi := &file_v1_tartarus_proto_msgTypes[36]
+	mi := &file_v1_tartarus_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2863,7 +2984,7 @@ func (x *AuditEntry) String() string {
 func (*AuditEntry) ProtoMessage() {}
 
 func (x *AuditEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_tartarus_proto_msgTypes[36]
+	mi := &file_v1_tartarus_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2876,7 +2997,7 @@ func (x *AuditEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditEntry.ProtoReflect.Descriptor instead.
 func (*AuditEntry) Descriptor() ([]byte, []int) {
-	return file_v1_tartarus_proto_rawDescGZIP(), []int{36}
+	return file_v1_tartarus_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *AuditEntry) GetSeq() float64 {
@@ -2988,7 +3109,7 @@ type GetPolicyRequest struct {
 
 func (x *GetPolicyRequest) Reset() {
 	*x = GetPolicyRequest{}
-	mi := &file_v1_tartarus_proto_msgTypes[37]
+	mi := &file_v1_tartarus_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3000,7 +3121,7 @@ func (x *GetPolicyRequest) String() string {
 func (*GetPolicyRequest) ProtoMessage() {}
 
 func (x *GetPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_tartarus_proto_msgTypes[37]
+	mi := &file_v1_tartarus_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3013,7 +3134,7 @@ func (x *GetPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPolicyRequest.ProtoReflect.Descriptor instead.
 func (*GetPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_v1_tartarus_proto_rawDescGZIP(), []int{37}
+	return file_v1_tartarus_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *GetPolicyRequest) GetVersion() string {
@@ -3047,7 +3168,7 @@ type Policy struct {
 
 func (x *Policy) Reset() {
 	*x = Policy{}
-	mi := &file_v1_tartarus_proto_msgTypes[38]
+	mi := &file_v1_tartarus_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3059,7 +3180,7 @@ func (x *Policy) String() string {
 func (*Policy) ProtoMessage() {}
 
 func (x *Policy) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_tartarus_proto_msgTypes[38]
+	mi := &file_v1_tartarus_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3072,7 +3193,7 @@ func (x *Policy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Policy.ProtoReflect.Descriptor instead.
 func (*Policy) Descriptor() ([]byte, []int) {
-	return file_v1_tartarus_proto_rawDescGZIP(), []int{38}
+	return file_v1_tartarus_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Policy) GetVersion() string {
@@ -3138,7 +3259,7 @@ type PolicyProblem struct {
 
 func (x *PolicyProblem) Reset() {
 	*x = PolicyProblem{}
-	mi := &file_v1_tartarus_proto_msgTypes[39]
+	mi := &file_v1_tartarus_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3150,7 +3271,7 @@ func (x *PolicyProblem) String() string {
 func (*PolicyProblem) ProtoMessage() {}
 
 func (x *PolicyProblem) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_tartarus_proto_msgTypes[39]
+	mi := &file_v1_tartarus_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3163,7 +3284,7 @@ func (x *PolicyProblem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyProblem.ProtoReflect.Descriptor instead.
 func (*PolicyProblem) Descriptor() ([]byte, []int) {
-	return file_v1_tartarus_proto_rawDescGZIP(), []int{39}
+	return file_v1_tartarus_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *PolicyProblem) GetMessage() string {
@@ -3199,7 +3320,7 @@ type ListPoliciesRequest struct {
 
 func (x *ListPoliciesRequest) Reset() {
 	*x = ListPoliciesRequest{}
-	mi := &file_v1_tartarus_proto_msgTypes[40]
+	mi := &file_v1_tartarus_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3211,7 +3332,7 @@ func (x *ListPoliciesRequest) String() string {
 func (*ListPoliciesRequest) ProtoMessage() {}
 
 func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_tartarus_proto_msgTypes[40]
+	mi := &file_v1_tartarus_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3224,7 +3345,7 @@ func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesRequest.ProtoReflect.Descriptor instead.
 func (*ListPoliciesRequest) Descriptor() ([]byte, []int) {
-	return file_v1_tartarus_proto_rawDescGZIP(), []int{40}
+	return file_v1_tartarus_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ListPoliciesRequest) GetPageToken() string {
@@ -3252,7 +3373,7 @@ type ListPoliciesResponse struct {
 
 func (x *ListPoliciesResponse) Reset() {
 	*x = ListPoliciesResponse{}
-	mi := &file_v1_tartarus_proto_msgTypes[41]
+	mi := &file_v1_tartarus_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3264,7 +3385,7 @@ func (x *ListPoliciesResponse) String() string {
 func (*ListPoliciesResponse) ProtoMessage() {}
 
 func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_tartarus_proto_msgTypes[41]
+	mi := &file_v1_tartarus_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3277,7 +3398,7 @@ func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesResponse.ProtoReflect.Descriptor instead.
 func (*ListPoliciesResponse) Descriptor() ([]byte, []int) {
-	return file_v1_tartarus_proto_rawDescGZIP(), []int{41}
+	return file_v1_tartarus_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ListPoliciesResponse) GetPolicies() []*Policy {
@@ -3308,7 +3429,7 @@ type CreateTokenRequest struct {
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_v1_tartarus_proto_msgTypes[42]
+	mi := &file_v1_tartarus_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3320,7 +3441,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_tartarus_proto_msgTypes[42]
+	mi := &file_v1_tartarus_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3333,7 +3454,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_v1_tartarus_proto_rawDescGZIP(), []int{42}
+	return file_v1_tartarus_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *CreateTokenRequest) GetTenant() string {
@@ -3368,7 +3489,7 @@ type CreateTokenResponse struct {
 
 func (x *CreateTokenResponse) Reset() {
 	*x = CreateTokenResponse{}
-	mi := &file_v1_tartarus_proto_msgTypes[43]
+	mi := &file_v1_tartarus_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3380,7 +3501,7 @@ func (x *CreateTokenResponse) String() string {
 func (*CreateTokenResponse) ProtoMessage() {}
 
 func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_tartarus_proto_msgTypes[43]
+	mi := &file_v1_tartarus_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3393,7 +3514,7 @@ func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
-	return file_v1_tartarus_proto_rawDescGZIP(), []int{43}
+	return file_v1_tartarus_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *CreateTokenResponse) GetToken() string {
@@ -3420,7 +3541,7 @@ type ListTokensRequest struct {
 
 func (x *ListTokensRequest) Reset() {
 	*x = ListTokensRequest{}
-	mi := &file_v1_tartarus_proto_msgTypes[44]
+	mi := &file_v1_tartarus_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3432,7 +3553,7 @@ func (x *ListTokensRequest) String() string {
 func (*ListTokensRequest) ProtoMessage() {}
 
 func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_tartarus_proto_msgTypes[44]
+	mi := &file_v1_tartarus_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3445,7 +3566,7 @@ func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensRequest.ProtoReflect.Descriptor instead.
 func (*ListTokensRequest) Descriptor() ([]byte, []int) {
-	return file_v1_tartarus_proto_rawDescGZIP(), []int{44}
+	return file_v1_tartarus_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ListTokensRequest) GetTenant() string {
@@ -3464,7 +3585,7 @@ type ListTokensResponse struct {
 
 func (x *ListTokensResponse) Reset() {
 	*x = ListTokensResponse{}
-	mi := &file_v1_tartarus_proto_msgTypes[45]
+	mi := &file_v1_tartarus_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3476,7 +3597,7 @@ func (x *ListTokensResponse) String() string {
 func (*ListTokensResponse) ProtoMessage() {}
 
 func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_tartarus_proto_msgTypes[45]
+	mi := &file_v1_tartarus_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3489,7 +3610,7 @@ func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensResponse.ProtoReflect.Descriptor instead.
 func (*ListTokensResponse) Descriptor() ([]byte, []int) {
-	return file_v1_tartarus_proto_rawDescGZIP(), []int{45}
+	return file_v1_tartarus_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ListTokensResponse) GetTokens() []*Token {
@@ -3516,7 +3637,7 @@ type Token struct {
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_v1_tartarus_proto_msgTypes[46]
+	mi := &file_v1_tartarus_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3528,7 +3649,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_tartarus_proto_msgTypes[46]
+	mi := &file_v1_tartarus_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3541,7 +3662,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_v1_tartarus_proto_rawDescGZIP(), []int{46}
+	return file_v1_tartarus_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Token) GetId() string {
@@ -3602,7 +3723,7 @@ type RevokeTokenRequest struct {
 
 func (x *RevokeTokenRequest) Reset() {
 	*x = RevokeTokenRequest{}
-	mi := &file_v1_tartarus_proto_msgTypes[47]
+	mi := &file_v1_tartarus_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3614,7 +3735,7 @@ func (x *RevokeTokenRequest) String() string {
 func (*RevokeTokenRequest) ProtoMessage() {}
 
 func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_tartarus_proto_msgTypes[47]
+	mi := &file_v1_tartarus_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3627,7 +3748,7 @@ func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenRequest.ProtoReflect.Descriptor instead.
 func (*RevokeTokenRequest) Descriptor() ([]byte, []int) {
-	return file_v1_tartarus_proto_rawDescGZIP(), []int{47}
+	return file_v1_tartarus_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *RevokeTokenRequest) GetId() string {
@@ -3645,7 +3766,7 @@ type RevokeTokenResponse struct {
 
 func (x *RevokeTokenResponse) Reset() {
 	*x = RevokeTokenResponse{}
-	mi := &file_v1_tartarus_proto_msgTypes[48]
+	mi := &file_v1_tartarus_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3657,7 +3778,7 @@ func (x *RevokeTokenResponse) String() string {
 func (*RevokeTokenResponse) ProtoMessage() {}
 
 func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_tartarus_proto_msgTypes[48]
+	mi := &file_v1_tartarus_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3670,7 +3791,7 @@ func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenResponse.ProtoReflect.Descriptor instead.
 func (*RevokeTokenResponse) Descriptor() ([]byte, []int) {
-	return file_v1_tartarus_proto_rawDescGZIP(), []int{48}
+	return file_v1_tartarus_proto_rawDescGZIP(), []int{49}
 }
 
 // What went wrong: a detail of the gRPC status, and over HTTP the value of
@@ -3697,7 +3818,7 @@ type Error struct {
 
 func (x *Error) Reset() {
 	*x = Error{}
-	mi := &file_v1_tartarus_proto_msgTypes[49]
+	mi := &file_v1_tartarus_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3709,7 +3830,7 @@ func (x *Error) String() string {
 func (*Error) ProtoMessage() {}
 
 func (x *Error) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_tartarus_proto_msgTypes[49]
+	mi := &file_v1_tartarus_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3722,7 +3843,7 @@ func (x *Error) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Error.ProtoReflect.Descriptor instead.
 func (*Error) Descriptor() ([]byte, []int) {
-	return file_v1_tartarus_proto_rawDescGZIP(), []int{49}
+	return file_v1_tartarus_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Error) GetCode() string {
@@ -3783,6 +3904,14 @@ var file_v1_tartarus_proto_extTypes = []protoimpl.ExtensionInfo{
 		Tag:           "varint,50701,opt,name=scope,enum=tartarus.v1.Scope",
 		Filename:      "v1/tartarus.proto",
 	},
+	{
+		ExtendedType:  (*descriptorpb.FieldOptions)(nil),
+		ExtensionType: (*Bounds)(nil),
+		Field:         50702,
+		Name:          "tartarus.v1.bounds",
+		Tag:           "bytes,50702,opt,name=bounds",
+		Filename:      "v1/tartarus.proto",
+	},
 }
 
 // Extension fields to descriptorpb.MethodOptions.
@@ -3793,30 +3922,49 @@ var (
 	E_Scope = &file_v1_tartarus_proto_extTypes[0]
 )
 
+// Extension fields to descriptorpb.FieldOptions.
+var (
+	// optional tartarus.v1.Bounds bounds = 50702;
+	E_Bounds = &file_v1_tartarus_proto_extTypes[1]
+)
+
 var File_v1_tartarus_proto protoreflect.FileDescriptor
 
 const file_v1_tartarus_proto_rawDesc = "" +
 	"\n" +
-	"\x11v1/tartarus.proto\x12\vtartarus.v1\x1a\x1cgoogle/api/annotations.proto\x1a google/protobuf/descriptor.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8e\x06\n" +
+	"\x11v1/tartarus.proto\x12\vtartarus.v1\x1a\x1cgoogle/api/annotations.proto\x1a google/protobuf/descriptor.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x88\x02\n" +
+	"\x06Bounds\x12\x1a\n" +
+	"\brequired\x18\x01 \x01(\bR\brequired\x12\x15\n" +
+	"\x03min\x18\x02 \x01(\x01H\x00R\x03min\x88\x01\x01\x12\x15\n" +
+	"\x03max\x18\x03 \x01(\x01H\x01R\x03max\x88\x01\x01\x12\x14\n" +
+	"\x05whole\x18\t \x01(\bR\x05whole\x12\x1c\n" +
+	"\tmax_items\x18\x04 \x01(\x05R\tmax_items\x12\x1c\n" +
+	"\tmax_bytes\x18\x05 \x01(\x05R\tmax_bytes\x12\x18\n" +
+	"\apattern\x18\x06 \x01(\tR\apattern\x12 \n" +
+	"\vkey_pattern\x18\a \x01(\tR\vkey_pattern\x12\x16\n" +
+	"\x06one_of\x18\b \x03(\tR\x06one_ofB\x06\n" +
+	"\x04_minB\x06\n" +
+	"\x04_max\"\xac\n" +
 	"\n" +
-	"RunRequest\x12\x1a\n" +
-	"\btemplate\x18\x01 \x01(\tR\btemplate\x12\x18\n" +
-	"\acommand\x18\x02 \x03(\tR\acommand\x12\x12\n" +
-	"\x04name\x18\x03 \x01(\tR\x04name\x122\n" +
-	"\x03env\x18\x04 \x03(\v2 .tartarus.v1.RunRequest.EnvEntryR\x03env\x12 \n" +
-	"\vworking_dir\x18\x05 \x01(\tR\vworking_dir\x12\x12\n" +
-	"\x04user\x18\x06 \x01(\tR\x04user\x12\x14\n" +
+	"\n" +
+	"RunRequest\x12H\n" +
+	"\btemplate\x18\x01 \x01(\tB,\xf2\xe0\x18(2&^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$R\btemplate\x12#\n" +
+	"\acommand\x18\x02 \x03(\tB\t\xf2\xe0\x18\x05\b\x01 \x80\bR\acommand\x12I\n" +
+	"\x04name\x18\x03 \x01(\tB5\xf2\xe0\x1812/^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$R\x04name\x12[\n" +
+	"\x03env\x18\x04 \x03(\v2 .tartarus.v1.RunRequest.EnvEntryB'\xf2\xe0\x18# \x80\x02:\x1e^[A-Za-z_][A-Za-z0-9_]{0,255}$R\x03env\x12-\n" +
+	"\vworking_dir\x18\x05 \x01(\tB\v\xf2\xe0\x18\a(\x80\b2\x02^/R\vworking_dir\x12F\n" +
+	"\x04user\x18\x06 \x01(\tB2\xf2\xe0\x18.2,^([a-z_][a-z0-9_-]{0,31}|0|[1-9][0-9]{0,9})$R\x04user\x12\x14\n" +
 	"\x05stdin\x18\a \x01(\fR\x05stdin\x12\x1e\n" +
 	"\n" +
 	"stdin_open\x18\b \x01(\bR\n" +
-	"stdin_open\x12'\n" +
-	"\x05files\x18\t \x03(\v2\x11.tartarus.v1.FileR\x05files\x124\n" +
+	"stdin_open\x12/\n" +
+	"\x05files\x18\t \x03(\v2\x11.tartarus.v1.FileB\x06\xf2\xe0\x18\x02 @R\x05files\x124\n" +
 	"\tresources\x18\n" +
-	" \x01(\v2\x16.tartarus.v1.ResourcesR\tresources\x12=\n" +
-	"\fmax_duration\x18\v \x01(\v2\x19.google.protobuf.DurationR\fmax_duration\x126\n" +
-	"\anetwork\x18\f \x01(\v2\x1c.tartarus.v1.NetworkContractR\anetwork\x12;\n" +
-	"\x06labels\x18\r \x03(\v2#.tartarus.v1.RunRequest.LabelsEntryR\x06labels\x12O\n" +
-	"\rnode_selector\x18\x0e \x03(\v2).tartarus.v1.RunRequest.NodeSelectorEntryR\rnode_selector\x1a6\n" +
+	" \x01(\v2\x16.tartarus.v1.ResourcesR\tresources\x12a\n" +
+	"\fmax_duration\x18\v \x01(\v2\x19.google.protobuf.DurationB\"\xf2\xe0\x18\x1e2\x1c^[0-9]{1,9}(\\.[0-9]{1,9})?s$R\fmax_duration\x126\n" +
+	"\anetwork\x18\f \x01(\v2\x1c.tartarus.v1.NetworkContractR\anetwork\x12\xc6\x01\n" +
+	"\x06labels\x18\r \x03(\v2#.tartarus.v1.RunRequest.LabelsEntryB\x88\x01\xf2\xe0\x18\x83\x01 @(\x80\x02:|^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*/)?[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$R\x06labels\x12\xda\x01\n" +
+	"\rnode_selector\x18\x0e \x03(\v2).tartarus.v1.RunRequest.NodeSelectorEntryB\x88\x01\xf2\xe0\x18\x83\x01 \x10(\x80\x02:|^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*/)?[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$R\rnode_selector\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a9\n" +
@@ -3825,25 +3973,26 @@ const file_v1_tartarus_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a?\n" +
 	"\x11NodeSelectorEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"B\n" +
-	"\x04File\x12\x12\n" +
-	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
-	"\x04mode\x18\x02 \x01(\rR\x04mode\x12\x12\n" +
-	"\x04data\x18\x03 \x01(\fR\x04data\"{\n" +
-	"\tResources\x12\x14\n" +
-	"\x05vcpus\x18\x01 \x01(\x05R\x05vcpus\x12\x1e\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"`\n" +
+	"\x04File\x12!\n" +
+	"\x04path\x18\x01 \x01(\tB\r\xf2\xe0\x18\t\b\x01(\x80\b2\x02^/R\x04path\x12!\n" +
+	"\x04mode\x18\x02 \x01(\rB\r\xf2\xe0\x18\t\x19\x00\x00\x00\x00\x00\xf0\x7f@R\x04mode\x12\x12\n" +
+	"\x04data\x18\x03 \x01(\fR\x04data\"\xdb\x01\n" +
+	"\tResources\x12,\n" +
+	"\x05vcpus\x18\x01 \x01(\x05B\x16\xf2\xe0\x18\x12\x11\x00\x00\x00\x00\x00\x00\x00\x00\x19\x00\x00\x00\x00\x00\x00p@R\x05vcpus\x126\n" +
 	"\n" +
-	"memory_mib\x18\x02 \x01(\x05R\n" +
-	"memory_mib\x12\x1a\n" +
-	"\bdisk_mib\x18\x03 \x01(\x05R\bdisk_mib\x12\x1c\n" +
-	"\tprocesses\x18\x04 \x01(\x05R\tprocesses\";\n" +
-	"\x0fNetworkContract\x12(\n" +
-	"\x05allow\x18\x01 \x03(\v2\x12.tartarus.v1.GrantR\x05allow\"e\n" +
+	"memory_mib\x18\x02 \x01(\x05B\x16\xf2\xe0\x18\x12\x11\x00\x00\x00\x00\x00\x00\x00\x00\x19\x00\x00\x00\x00\x00\x000AR\n" +
+	"memory_mib\x122\n" +
+	"\bdisk_mib\x18\x03 \x01(\x05B\x16\xf2\xe0\x18\x12\x11\x00\x00\x00\x00\x00\x00\x00\x00\x19\x00\x00\x00\x00\x00\x00pAR\bdisk_mib\x124\n" +
+	"\tprocesses\x18\x04 \x01(\x05B\x16\xf2\xe0\x18\x12\x11\x00\x00\x00\x00\x00\x00\x00\x00\x19\x00\x00\x00\x00\x00\x00\xe0@R\tprocesses\"C\n" +
+	"\x0fNetworkContract\x120\n" +
+	"\x05allow\x18\x01 \x03(\v2\x12.tartarus.v1.GrantB\x06\xf2\xe0\x18\x02 @R\x05allow\"\x91\x01\n" +
 	"\x05Grant\x12\x16\n" +
 	"\x06domain\x18\x01 \x01(\tR\x06domain\x12\x12\n" +
-	"\x04cidr\x18\x02 \x01(\tR\x04cidr\x12\x1a\n" +
-	"\bprotocol\x18\x03 \x01(\tR\bprotocol\x12\x14\n" +
-	"\x05ports\x18\x04 \x03(\x05R\x05ports\"\xea\x05\n" +
+	"\x04cidr\x18\x02 \x01(\tR\x04cidr\x12*\n" +
+	"\bprotocol\x18\x03 \x01(\tB\x0e\xf2\xe0\x18\n" +
+	"B\x03tcpB\x03udpR\bprotocol\x120\n" +
+	"\x05ports\x18\x04 \x03(\x05B\x1a\xf2\xe0\x18\x16\b\x01\x11\x00\x00\x00\x00\x00\x00\xf0?\x19\x00\x00\x00\x00\xe0\xff\xef@ @R\x05ports\"\xea\x05\n" +
 	"\aSandbox\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
@@ -3953,52 +4102,52 @@ const file_v1_tartarus_proto_rawDesc = "" +
 	"\x06placed\x18\x03 \x01(\x01R\x06placed\x12\x1a\n" +
 	"\bvm_ready\x18\x04 \x01(\x01R\bvm_ready\x12\"\n" +
 	"\ffirst_output\x18\x05 \x01(\x01R\ffirst_output\x12\x14\n" +
-	"\x05total\x18\x06 \x01(\x01R\x05total\"\x1c\n" +
+	"\x05total\x18\x06 \x01(\x01R\x05total\"?\n" +
 	"\n" +
-	"GetRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"\x8f\x01\n" +
-	"\vListRequest\x12\x14\n" +
-	"\x05state\x18\x01 \x03(\tR\x05state\x12\x14\n" +
-	"\x05label\x18\x02 \x03(\tR\x05label\x12\x1e\n" +
+	"GetRequest\x121\n" +
+	"\x02id\x18\x01 \x01(\tB!\xf2\xe0\x18\x1d2\x1b^sb-[0-9a-hjkmnp-tv-z]{26}$R\x02id\"\xaa\x02\n" +
+	"\vListRequest\x12e\n" +
+	"\x05state\x18\x01 \x03(\tBO\xf2\xe0\x18KB\arefusedB\x06queuedB\bassignedB\bstartingB\arunningB\bstoppingB\tsucceededB\x06failedR\x05state\x12#\n" +
+	"\x05label\x18\x02 \x03(\tB\r\xf2\xe0\x18\t2\a^[^=]+=R\x05label\x12A\n" +
 	"\n" +
-	"page_token\x18\x03 \x01(\tR\n" +
-	"page_token\x12\x1c\n" +
-	"\tpage_size\x18\x04 \x01(\x05R\tpage_size\x12\x16\n" +
+	"page_token\x18\x03 \x01(\tB!\xf2\xe0\x18\x1d2\x1b^sb-[0-9a-hjkmnp-tv-z]{26}$R\n" +
+	"page_token\x124\n" +
+	"\tpage_size\x18\x04 \x01(\x05B\x16\xf2\xe0\x18\x12\x11\x00\x00\x00\x00\x00\x00\x00\x00\x19\x00\x00\x00\x00\x00@\x8f@R\tpage_size\x12\x16\n" +
 	"\x06tenant\x18\x05 \x01(\tR\x06tenant\"l\n" +
 	"\fListResponse\x122\n" +
 	"\tsandboxes\x18\x01 \x03(\v2\x14.tartarus.v1.SandboxR\tsandboxes\x12(\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\x0fnext_page_token\"\x87\x01\n" +
-	"\vLogsRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
-	"\x06follow\x18\x02 \x01(\bR\x06follow\x12\x16\n" +
-	"\x06stream\x18\x03 \x01(\tR\x06stream\x12\x16\n" +
-	"\x06offset\x18\x04 \x01(\x01R\x06offset\x12\x17\n" +
-	"\x04tail\x18\x05 \x01(\x05H\x00R\x04tail\x88\x01\x01B\a\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\x0fnext_page_token\"\xf2\x01\n" +
+	"\vLogsRequest\x121\n" +
+	"\x02id\x18\x01 \x01(\tB!\xf2\xe0\x18\x1d2\x1b^sb-[0-9a-hjkmnp-tv-z]{26}$R\x02id\x12\x16\n" +
+	"\x06follow\x18\x02 \x01(\bR\x06follow\x12,\n" +
+	"\x06stream\x18\x03 \x01(\tB\x14\xf2\xe0\x18\x10B\x06stdoutB\x06stderrR\x06stream\x120\n" +
+	"\x06offset\x18\x04 \x01(\x01B\x18\xf2\xe0\x18\x14\x11\x00\x00\x00\x00\x00\x00\x00\x00\x19\x00\x00\x00\x00\x00\x00@CH\x01R\x06offset\x12/\n" +
+	"\x04tail\x18\x05 \x01(\x05B\x16\xf2\xe0\x18\x12\x11\x00\x00\x00\x00\x00\x00\x00\x00\x19\x00\x00\x00\x00\x00\x88\xc3@H\x00R\x04tail\x88\x01\x01B\a\n" +
 	"\x05_tail\"\x9c\x01\n" +
 	"\bLogEntry\x12\x16\n" +
 	"\x06offset\x18\x01 \x01(\x01R\x06offset\x12\x16\n" +
 	"\x06stream\x18\x02 \x01(\tR\x06stream\x12.\n" +
 	"\x04time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x12\n" +
 	"\x04data\x18\x04 \x01(\fR\x04data\x12\x1c\n" +
-	"\ttruncated\x18\x05 \x01(\bR\ttruncated\"2\n" +
-	"\fStdinRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\ttruncated\x18\x05 \x01(\bR\ttruncated\"U\n" +
+	"\fStdinRequest\x121\n" +
+	"\x02id\x18\x01 \x01(\tB!\xf2\xe0\x18\x1d2\x1b^sb-[0-9a-hjkmnp-tv-z]{26}$R\x02id\x12\x12\n" +
 	"\x04data\x18\x02 \x01(\fR\x04data\"%\n" +
 	"\rStdinResponse\x12\x14\n" +
-	"\x05bytes\x18\x01 \x01(\x01R\x05bytes\"M\n" +
-	"\rEventsRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
-	"\x06follow\x18\x02 \x01(\bR\x06follow\x12\x14\n" +
-	"\x05after\x18\x03 \x01(\x05R\x05after\"\x8f\x01\n" +
+	"\x05bytes\x18\x01 \x01(\x01R\x05bytes\"\x7f\n" +
+	"\rEventsRequest\x121\n" +
+	"\x02id\x18\x01 \x01(\tB!\xf2\xe0\x18\x1d2\x1b^sb-[0-9a-hjkmnp-tv-z]{26}$R\x02id\x12\x16\n" +
+	"\x06follow\x18\x02 \x01(\bR\x06follow\x12#\n" +
+	"\x05after\x18\x03 \x01(\x05B\r\xf2\xe0\x18\t\x11\x00\x00\x00\x00\x00\x00\x00\x00R\x05after\"\x8f\x01\n" +
 	"\x05Event\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x05R\x03seq\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x14\n" +
 	"\x05state\x18\x03 \x01(\tR\x05state\x12\x14\n" +
 	"\x05cause\x18\x04 \x01(\tR\x05cause\x12\x18\n" +
-	"\amessage\x18\x05 \x01(\tR\amessage\"N\n" +
-	"\vKillRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\x12/\n" +
-	"\x05grace\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x05grace\"\x16\n" +
+	"\amessage\x18\x05 \x01(\tR\amessage\"\xb4\x01\n" +
+	"\vKillRequest\x121\n" +
+	"\x02id\x18\x01 \x01(\tB!\xf2\xe0\x18\x1d2\x1b^sb-[0-9a-hjkmnp-tv-z]{26}$R\x02id\x12r\n" +
+	"\x05grace\x18\x02 \x01(\v2\x19.google.protobuf.DurationBA\xf2\xe0\x18=2;^([0-9]|[1-9][0-9]|[1-5][0-9][0-9])(\\.[0-9]{1,9})?s$|^600s$R\x05grace\"\x16\n" +
 	"\x14ListTemplatesRequest\"L\n" +
 	"\x15ListTemplatesResponse\x123\n" +
 	"\ttemplates\x18\x01 \x03(\v2\x15.tartarus.v1.TemplateR\ttemplates\"\xa4\x01\n" +
@@ -4033,13 +4182,13 @@ const file_v1_tartarus_proto_rawDesc = "" +
 	"\n" +
 	"memory_mib\x18\x02 \x01(\x01R\n" +
 	"memory_mib\x12\x1a\n" +
-	"\bdisk_mib\x18\x03 \x01(\x01R\bdisk_mib\"\xb2\x02\n" +
+	"\bdisk_mib\x18\x03 \x01(\x01R\bdisk_mib\"\xdf\x02\n" +
 	"\x10ListAuditRequest\x12\x16\n" +
-	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x1e\n" +
+	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x123\n" +
 	"\n" +
-	"page_token\x18\x02 \x01(\tR\n" +
-	"page_token\x12\x1c\n" +
-	"\tpage_size\x18\x03 \x01(\x05R\tpage_size\x12\x16\n" +
+	"page_token\x18\x02 \x01(\tB\x13\xf2\xe0\x18\x0f2\r^[0-9]{1,18}$R\n" +
+	"page_token\x124\n" +
+	"\tpage_size\x18\x03 \x01(\x05B\x16\xf2\xe0\x18\x12\x11\x00\x00\x00\x00\x00\x00\x00\x00\x19\x00\x00\x00\x00\x00@\x8f@R\tpage_size\x12\x16\n" +
 	"\x06action\x18\x04 \x01(\tR\x06action\x12\x1a\n" +
 	"\bdecision\x18\x05 \x01(\tR\bdecision\x12\x18\n" +
 	"\asandbox\x18\x06 \x01(\tR\asandbox\x120\n" +
@@ -4091,10 +4240,10 @@ const file_v1_tartarus_proto_rawDesc = "" +
 	"\tpage_size\x18\x02 \x01(\x05R\tpage_size\"q\n" +
 	"\x14ListPoliciesResponse\x12/\n" +
 	"\bpolicies\x18\x01 \x03(\v2\x13.tartarus.v1.PolicyR\bpolicies\x12(\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\x0fnext_page_token\"\x80\x01\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\x0fnext_page_token\"\x9a\x01\n" +
 	"\x12CreateTokenRequest\x12\x16\n" +
-	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x16\n" +
-	"\x06scopes\x18\x02 \x03(\tR\x06scopes\x12:\n" +
+	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x120\n" +
+	"\x06scopes\x18\x02 \x03(\tB\x18\xf2\xe0\x18\x14\b\x01B\x04readB\x03runB\x05adminR\x06scopes\x12:\n" +
 	"\n" +
 	"expires_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"expires_at\"S\n" +
@@ -4160,7 +4309,8 @@ const file_v1_tartarus_proto_rawDesc = "" +
 	"\n" +
 	"ListTokens\x12\x1e.tartarus.v1.ListTokensRequest\x1a\x1f.tartarus.v1.ListTokensResponse\"\x13\xe8\xe0\x18\x04\x82\xd3\xe4\x93\x02\t\x12\a/tokens\x12j\n" +
 	"\vRevokeToken\x12\x1f.tartarus.v1.RevokeTokenRequest\x1a .tartarus.v1.RevokeTokenResponse\"\x18\xe8\xe0\x18\x04\x82\xd3\xe4\x93\x02\x0e*\f/tokens/{id}:J\n" +
-	"\x05scope\x12\x1e.google.protobuf.MethodOptions\x18\x8d\x8c\x03 \x01(\x0e2\x12.tartarus.v1.ScopeR\x05scopeB3Z1github.com/tartarus-vm/tartarus/api/v1;tartarusv1b\x06proto3"
+	"\x05scope\x12\x1e.google.protobuf.MethodOptions\x18\x8d\x8c\x03 \x01(\x0e2\x12.tartarus.v1.ScopeR\x05scope:L\n" +
+	"\x06bounds\x12\x1d.google.protobuf.FieldOptions\x18\x8e\x8c\x03 \x01(\v2\x13.tartarus.v1.BoundsR\x06boundsB3Z1github.com/tartarus-vm/tartarus/api/v1;tartarusv1b\x06proto3"
 
 var (
 	file_v1_tartarus_proto_rawDescOnce sync.Once
@@ -4175,169 +4325,173 @@ func file_v1_tartarus_proto_rawDescGZIP() []byte {
 }
 
 var file_v1_tartarus_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_v1_tartarus_proto_msgTypes = make([]protoimpl.MessageInfo, 56)
+var file_v1_tartarus_proto_msgTypes = make([]protoimpl.MessageInfo, 57)
 var file_v1_tartarus_proto_goTypes = []any{
 	(Scope)(0),                         // 0: tartarus.v1.Scope
-	(*RunRequest)(nil),                 // 1: tartarus.v1.RunRequest
-	(*File)(nil),                       // 2: tartarus.v1.File
-	(*Resources)(nil),                  // 3: tartarus.v1.Resources
-	(*NetworkContract)(nil),            // 4: tartarus.v1.NetworkContract
-	(*Grant)(nil),                      // 5: tartarus.v1.Grant
-	(*Sandbox)(nil),                    // 6: tartarus.v1.Sandbox
-	(*ResolvedRequest)(nil),            // 7: tartarus.v1.ResolvedRequest
-	(*SecretRef)(nil),                  // 8: tartarus.v1.SecretRef
-	(*FileRef)(nil),                    // 9: tartarus.v1.FileRef
-	(*Verdict)(nil),                    // 10: tartarus.v1.Verdict
-	(*Reason)(nil),                     // 11: tartarus.v1.Reason
-	(*Runtime)(nil),                    // 12: tartarus.v1.Runtime
-	(*Isolation)(nil),                  // 13: tartarus.v1.Isolation
-	(*Exit)(nil),                       // 14: tartarus.v1.Exit
-	(*LimitHit)(nil),                   // 15: tartarus.v1.LimitHit
-	(*Usage)(nil),                      // 16: tartarus.v1.Usage
-	(*Timings)(nil),                    // 17: tartarus.v1.Timings
-	(*GetRequest)(nil),                 // 18: tartarus.v1.GetRequest
-	(*ListRequest)(nil),                // 19: tartarus.v1.ListRequest
-	(*ListResponse)(nil),               // 20: tartarus.v1.ListResponse
-	(*LogsRequest)(nil),                // 21: tartarus.v1.LogsRequest
-	(*LogEntry)(nil),                   // 22: tartarus.v1.LogEntry
-	(*StdinRequest)(nil),               // 23: tartarus.v1.StdinRequest
-	(*StdinResponse)(nil),              // 24: tartarus.v1.StdinResponse
-	(*EventsRequest)(nil),              // 25: tartarus.v1.EventsRequest
-	(*Event)(nil),                      // 26: tartarus.v1.Event
-	(*KillRequest)(nil),                // 27: tartarus.v1.KillRequest
-	(*ListTemplatesRequest)(nil),       // 28: tartarus.v1.ListTemplatesRequest
-	(*ListTemplatesResponse)(nil),      // 29: tartarus.v1.ListTemplatesResponse
-	(*Template)(nil),                   // 30: tartarus.v1.Template
-	(*ListNodesRequest)(nil),           // 31: tartarus.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),          // 32: tartarus.v1.ListNodesResponse
-	(*Node)(nil),                       // 33: tartarus.v1.Node
-	(*Capacity)(nil),                   // 34: tartarus.v1.Capacity
-	(*ListAuditRequest)(nil),           // 35: tartarus.v1.ListAuditRequest
-	(*ListAuditResponse)(nil),          // 36: tartarus.v1.ListAuditResponse
-	(*AuditEntry)(nil),                 // 37: tartarus.v1.AuditEntry
-	(*GetPolicyRequest)(nil),           // 38: tartarus.v1.GetPolicyRequest
-	(*Policy)(nil),                     // 39: tartarus.v1.Policy
-	(*PolicyProblem)(nil),              // 40: tartarus.v1.PolicyProblem
-	(*ListPoliciesRequest)(nil),        // 41: tartarus.v1.ListPoliciesRequest
-	(*ListPoliciesResponse)(nil),       // 42: tartarus.v1.ListPoliciesResponse
-	(*CreateTokenRequest)(nil),         // 43: tartarus.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),        // 44: tartarus.v1.CreateTokenResponse
-	(*ListTokensRequest)(nil),          // 45: tartarus.v1.ListTokensRequest
-	(*ListTokensResponse)(nil),         // 46: tartarus.v1.ListTokensResponse
-	(*Token)(nil),                      // 47: tartarus.v1.Token
-	(*RevokeTokenRequest)(nil),         // 48: tartarus.v1.RevokeTokenRequest
-	(*RevokeTokenResponse)(nil),        // 49: tartarus.v1.RevokeTokenResponse
-	(*Error)(nil),                      // 50: tartarus.v1.Error
-	nil,                                // 51: tartarus.v1.RunRequest.EnvEntry
-	nil,                                // 52: tartarus.v1.RunRequest.LabelsEntry
-	nil,                                // 53: tartarus.v1.RunRequest.NodeSelectorEntry
-	nil,                                // 54: tartarus.v1.ResolvedRequest.LabelsEntry
-	nil,                                // 55: tartarus.v1.ResolvedRequest.NodeSelectorEntry
-	nil,                                // 56: tartarus.v1.Node.LabelsEntry
-	(*durationpb.Duration)(nil),        // 57: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),      // 58: google.protobuf.Timestamp
-	(*descriptorpb.MethodOptions)(nil), // 59: google.protobuf.MethodOptions
+	(*Bounds)(nil),                     // 1: tartarus.v1.Bounds
+	(*RunRequest)(nil),                 // 2: tartarus.v1.RunRequest
+	(*File)(nil),                       // 3: tartarus.v1.File
+	(*Resources)(nil),                  // 4: tartarus.v1.Resources
+	(*NetworkContract)(nil),            // 5: tartarus.v1.NetworkContract
+	(*Grant)(nil),                      // 6: tartarus.v1.Grant
+	(*Sandbox)(nil),                    // 7: tartarus.v1.Sandbox
+	(*ResolvedRequest)(nil),            // 8: tartarus.v1.ResolvedRequest
+	(*SecretRef)(nil),                  // 9: tartarus.v1.SecretRef
+	(*FileRef)(nil),                    // 10: tartarus.v1.FileRef
+	(*Verdict)(nil),                    // 11: tartarus.v1.Verdict
+	(*Reason)(nil),                     // 12: tartarus.v1.Reason
+	(*Runtime)(nil),                    // 13: tartarus.v1.Runtime
+	(*Isolation)(nil),                  // 14: tartarus.v1.Isolation
+	(*Exit)(nil),                       // 15: tartarus.v1.Exit
+	(*LimitHit)(nil),                   // 16: tartarus.v1.LimitHit
+	(*Usage)(nil),                      // 17: tartarus.v1.Usage
+	(*Timings)(nil),                    // 18: tartarus.v1.Timings
+	(*GetRequest)(nil),                 // 19: tartarus.v1.GetRequest
+	(*ListRequest)(nil),                // 20: tartarus.v1.ListRequest
+	(*ListResponse)(nil),               // 21: tartarus.v1.ListResponse
+	(*LogsRequest)(nil),                // 22: tartarus.v1.LogsRequest
+	(*LogEntry)(nil),                   // 23: tartarus.v1.LogEntry
+	(*StdinRequest)(nil),               // 24: tartarus.v1.StdinRequest
+	(*StdinResponse)(nil),              // 25: tartarus.v1.StdinResponse
+	(*EventsRequest)(nil),              // 26: tartarus.v1.EventsRequest
+	(*Event)(nil),                      // 27: tartarus.v1.Event
+	(*KillRequest)(nil),                // 28: tartarus.v1.KillRequest
+	(*ListTemplatesRequest)(nil),       // 29: tartarus.v1.ListTemplatesRequest
+	(*ListTemplatesResponse)(nil),      // 30: tartarus.v1.ListTemplatesResponse
+	(*Template)(nil),                   // 31: tartarus.v1.Template
+	(*ListNodesRequest)(nil),           // 32: tartarus.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),          // 33: tartarus.v1.ListNodesResponse
+	(*Node)(nil),                       // 34: tartarus.v1.Node
+	(*Capacity)(nil),                   // 35: tartarus.v1.Capacity
+	(*ListAuditRequest)(nil),           // 36: tartarus.v1.ListAuditRequest
+	(*ListAuditResponse)(nil),          // 37: tartarus.v1.ListAuditResponse
+	(*AuditEntry)(nil),                 // 38: tartarus.v1.AuditEntry
+	(*GetPolicyRequest)(nil),           // 39: tartarus.v1.GetPolicyRequest
+	(*Policy)(nil),                     // 40: tartarus.v1.Policy
+	(*PolicyProblem)(nil),              // 41: tartarus.v1.PolicyProblem
+	(*ListPoliciesRequest)(nil),        // 42: tartarus.v1.ListPoliciesRequest
+	(*ListPoliciesResponse)(nil),       // 43: tartarus.v1.ListPoliciesResponse
+	(*CreateTokenRequest)(nil),         // 44: tartarus.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),        // 45: tartarus.v1.CreateTokenResponse
+	(*ListTokensRequest)(nil),          // 46: tartarus.v1.ListTokensRequest
+	(*ListTokensResponse)(nil),         // 47: tartarus.v1.ListTokensResponse
+	(*Token)(nil),                      // 48: tartarus.v1.Token
+	(*RevokeTokenRequest)(nil),         // 49: tartarus.v1.RevokeTokenRequest
+	(*RevokeTokenResponse)(nil),        // 50: tartarus.v1.RevokeTokenResponse
+	(*Error)(nil),                      // 51: tartarus.v1.Error
+	nil,                                // 52: tartarus.v1.RunRequest.EnvEntry
+	nil,                                // 53: tartarus.v1.RunRequest.LabelsEntry
+	nil,                                // 54: tartarus.v1.RunRequest.NodeSelectorEntry
+	nil,                                // 55: tartarus.v1.ResolvedRequest.LabelsEntry
+	nil,                                // 56: tartarus.v1.ResolvedRequest.NodeSelectorEntry
+	nil,                                // 57: tartarus.v1.Node.LabelsEntry
+	(*durationpb.Duration)(nil),        // 58: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),      // 59: google.protobuf.Timestamp
+	(*descriptorpb.MethodOptions)(nil), // 60: google.protobuf.MethodOptions
+	(*descriptorpb.FieldOptions)(nil),  // 61: google.protobuf.FieldOptions
 }
 var file_v1_tartarus_proto_depIdxs = []int32{
-	51, // 0: tartarus.v1.RunRequest.env:type_name -> tartarus.v1.RunRequest.EnvEntry
-	2,  // 1: tartarus.v1.RunRequest.files:type_name -> tartarus.v1.File
-	3,  // 2: tartarus.v1.RunRequest.resources:type_name -> tartarus.v1.Resources
-	57, // 3: tartarus.v1.RunRequest.max_duration:type_name -> google.protobuf.Duration
-	4,  // 4: tartarus.v1.RunRequest.network:type_name -> tartarus.v1.NetworkContract
-	52, // 5: tartarus.v1.RunRequest.labels:type_name -> tartarus.v1.RunRequest.LabelsEntry
-	53, // 6: tartarus.v1.RunRequest.node_selector:type_name -> tartarus.v1.RunRequest.NodeSelectorEntry
-	5,  // 7: tartarus.v1.NetworkContract.allow:type_name -> tartarus.v1.Grant
-	7,  // 8: tartarus.v1.Sandbox.request:type_name -> tartarus.v1.ResolvedRequest
-	10, // 9: tartarus.v1.Sandbox.verdict:type_name -> tartarus.v1.Verdict
-	12, // 10: tartarus.v1.Sandbox.runtime:type_name -> tartarus.v1.Runtime
-	13, // 11: tartarus.v1.Sandbox.isolation:type_name -> tartarus.v1.Isolation
-	58, // 12: tartarus.v1.Sandbox.created_at:type_name -> google.protobuf.Timestamp
-	58, // 13: tartarus.v1.Sandbox.assigned_at:type_name -> google.protobuf.Timestamp
-	58, // 14: tartarus.v1.Sandbox.accepted_at:type_name -> google.protobuf.Timestamp
-	58, // 15: tartarus.v1.Sandbox.started_at:type_name -> google.protobuf.Timestamp
-	58, // 16: tartarus.v1.Sandbox.ended_at:type_name -> google.protobuf.Timestamp
-	14, // 17: tartarus.v1.Sandbox.exit:type_name -> tartarus.v1.Exit
-	16, // 18: tartarus.v1.Sandbox.usage:type_name -> tartarus.v1.Usage
-	17, // 19: tartarus.v1.Sandbox.timings:type_name -> tartarus.v1.Timings
-	8,  // 20: tartarus.v1.ResolvedRequest.env:type_name -> tartarus.v1.SecretRef
-	9,  // 21: tartarus.v1.ResolvedRequest.files:type_name -> tartarus.v1.FileRef
-	3,  // 22: tartarus.v1.ResolvedRequest.resources:type_name -> tartarus.v1.Resources
-	57, // 23: tartarus.v1.ResolvedRequest.max_duration:type_name -> google.protobuf.Duration
-	57, // 24: tartarus.v1.ResolvedRequest.start_timeout:type_name -> google.protobuf.Duration
-	57, // 25: tartarus.v1.ResolvedRequest.queue_timeout:type_name -> google.protobuf.Duration
-	57, // 26: tartarus.v1.ResolvedRequest.capacity_wait:type_name -> google.protobuf.Duration
-	4,  // 27: tartarus.v1.ResolvedRequest.network:type_name -> tartarus.v1.NetworkContract
-	54, // 28: tartarus.v1.ResolvedRequest.labels:type_name -> tartarus.v1.ResolvedRequest.LabelsEntry
-	55, // 29: tartarus.v1.ResolvedRequest.node_selector:type_name -> tartarus.v1.ResolvedRequest.NodeSelectorEntry
-	11, // 30: tartarus.v1.Verdict.reasons:type_name -> tartarus.v1.Reason
-	15, // 31: tartarus.v1.Exit.limits_hit:type_name -> tartarus.v1.LimitHit
-	6,  // 32: tartarus.v1.ListResponse.sandboxes:type_name -> tartarus.v1.Sandbox
-	58, // 33: tartarus.v1.LogEntry.time:type_name -> google.protobuf.Timestamp
-	58, // 34: tartarus.v1.Event.time:type_name -> google.protobuf.Timestamp
-	57, // 35: tartarus.v1.KillRequest.grace:type_name -> google.protobuf.Duration
-	30, // 36: tartarus.v1.ListTemplatesResponse.templates:type_name -> tartarus.v1.Template
-	58, // 37: tartarus.v1.Template.created_at:type_name -> google.protobuf.Timestamp
-	33, // 38: tartarus.v1.ListNodesResponse.nodes:type_name -> tartarus.v1.Node
-	34, // 39: tartarus.v1.Node.capacity:type_name -> tartarus.v1.Capacity
-	34, // 40: tartarus.v1.Node.in_use:type_name -> tartarus.v1.Capacity
-	56, // 41: tartarus.v1.Node.labels:type_name -> tartarus.v1.Node.LabelsEntry
-	12, // 42: tartarus.v1.Node.runtime:type_name -> tartarus.v1.Runtime
-	13, // 43: tartarus.v1.Node.isolation:type_name -> tartarus.v1.Isolation
-	58, // 44: tartarus.v1.Node.seen_at:type_name -> google.protobuf.Timestamp
-	58, // 45: tartarus.v1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
-	58, // 46: tartarus.v1.ListAuditRequest.until:type_name -> google.protobuf.Timestamp
-	37, // 47: tartarus.v1.ListAuditResponse.entries:type_name -> tartarus.v1.AuditEntry
-	58, // 48: tartarus.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
-	11, // 49: tartarus.v1.AuditEntry.reasons:type_name -> tartarus.v1.Reason
-	58, // 50: tartarus.v1.Policy.activated_at:type_name -> google.protobuf.Timestamp
-	58, // 51: tartarus.v1.Policy.replaced_at:type_name -> google.protobuf.Timestamp
-	40, // 52: tartarus.v1.Policy.problem:type_name -> tartarus.v1.PolicyProblem
-	58, // 53: tartarus.v1.PolicyProblem.since:type_name -> google.protobuf.Timestamp
-	39, // 54: tartarus.v1.ListPoliciesResponse.policies:type_name -> tartarus.v1.Policy
-	58, // 55: tartarus.v1.CreateTokenRequest.expires_at:type_name -> google.protobuf.Timestamp
-	47, // 56: tartarus.v1.CreateTokenResponse.info:type_name -> tartarus.v1.Token
-	47, // 57: tartarus.v1.ListTokensResponse.tokens:type_name -> tartarus.v1.Token
-	58, // 58: tartarus.v1.Token.created_at:type_name -> google.protobuf.Timestamp
-	58, // 59: tartarus.v1.Token.expires_at:type_name -> google.protobuf.Timestamp
-	58, // 60: tartarus.v1.Token.revoked_at:type_name -> google.protobuf.Timestamp
-	58, // 61: tartarus.v1.Token.last_used_at:type_name -> google.protobuf.Timestamp
-	57, // 62: tartarus.v1.Error.retry_after:type_name -> google.protobuf.Duration
-	59, // 63: tartarus.v1.scope:extendee -> google.protobuf.MethodOptions
-	0,  // 64: tartarus.v1.scope:type_name -> tartarus.v1.Scope
-	1,  // 65: tartarus.v1.SandboxService.Run:input_type -> tartarus.v1.RunRequest
-	18, // 66: tartarus.v1.SandboxService.Get:input_type -> tartarus.v1.GetRequest
-	19, // 67: tartarus.v1.SandboxService.List:input_type -> tartarus.v1.ListRequest
-	21, // 68: tartarus.v1.SandboxService.Logs:input_type -> tartarus.v1.LogsRequest
-	23, // 69: tartarus.v1.SandboxService.Stdin:input_type -> tartarus.v1.StdinRequest
-	25, // 70: tartarus.v1.SandboxService.Events:input_type -> tartarus.v1.EventsRequest
-	27, // 71: tartarus.v1.SandboxService.Kill:input_type -> tartarus.v1.KillRequest
-	28, // 72: tartarus.v1.OperatorService.ListTemplates:input_type -> tartarus.v1.ListTemplatesRequest
-	31, // 73: tartarus.v1.OperatorService.ListNodes:input_type -> tartarus.v1.ListNodesRequest
-	35, // 74: tartarus.v1.OperatorService.ListAudit:input_type -> tartarus.v1.ListAuditRequest
-	38, // 75: tartarus.v1.OperatorService.GetPolicy:input_type -> tartarus.v1.GetPolicyRequest
-	41, // 76: tartarus.v1.OperatorService.ListPolicies:input_type -> tartarus.v1.ListPoliciesRequest
-	43, // 77: tartarus.v1.OperatorService.CreateToken:input_type -> tartarus.v1.CreateTokenRequest
-	45, // 78: tartarus.v1.OperatorService.ListTokens:input_type -> tartarus.v1.ListTokensRequest
-	48, // 79: tartarus.v1.OperatorService.RevokeToken:input_type -> tartarus.v1.RevokeTokenRequest
-	6,  // 80: tartarus.v1.SandboxService.Run:output_type -> tartarus.v1.Sandbox
-	6,  // 81: tartarus.v1.SandboxService.Get:output_type -> tartarus.v1.Sandbox
-	20, // 82: tartarus.v1.SandboxService.List:output_type -> tartarus.v1.ListResponse
-	22, // 83: tartarus.v1.SandboxService.Logs:output_type -> tartarus.v1.LogEntry
-	24, // 84: tartarus.v1.SandboxService.Stdin:output_type -> tartarus.v1.StdinResponse
-	26, // 85: tartarus.v1.SandboxService.Events:output_type -> tartarus.v1.Event
-	6,  // 86: tartarus.v1.SandboxService.Kill:output_type -> tartarus.v1.Sandbox
-	29, // 87: tartarus.v1.OperatorService.ListTemplates:output_type -> tartarus.v1.ListTemplatesResponse
-	32, // 88: tartarus.v1.OperatorService.ListNodes:output_type -> tartarus.v1.ListNodesResponse
-	36, // 89: tartarus.v1.OperatorService.ListAudit:output_type -> tartarus.v1.ListAuditResponse
-	39, // 90: tartarus.v1.OperatorService.GetPolicy:output_type -> tartarus.v1.Policy
-	42, // 91: tartarus.v1.OperatorService.ListPolicies:output_type -> tartarus.v1.ListPoliciesResponse
-	44, // 92: tartarus.v1.OperatorService.CreateToken:output_type -> tartarus.v1.CreateTokenResponse
-	46, // 93: tartarus.v1.OperatorService.ListTokens:output_type -> tartarus.v1.ListTokensResponse
-	49, // 94: tartarus.v1.OperatorService.RevokeToken:output_type -> tartarus.v1.RevokeTokenResponse
-	80, // [80:95] is the sub-list for method output_type
-	65, // [65:80] is the sub-list for method input_type
-	64, // [64:65] is the sub-list for extension type_name
-	63, // [63:64] is the sub-list for extension extendee
+	52, // 0: tartarus.v1.RunRequest.env:type_name -> tartarus.v1.RunRequest.EnvEntry
+	3,  // 1: tartarus.v1.RunRequest.files:type_name -> tartarus.v1.File
+	4,  // 2: tartarus.v1.RunRequest.resources:type_name -> tartarus.v1.Resources
+	58, // 3: tartarus.v1.RunRequest.max_duration:type_name -> google.protobuf.Duration
+	5,  // 4: tartarus.v1.RunRequest.network:type_name -> tartarus.v1.NetworkContract
+	53, // 5: tartarus.v1.RunRequest.labels:type_name -> tartarus.v1.RunRequest.LabelsEntry
+	54, // 6: tartarus.v1.RunRequest.node_selector:type_name -> tartarus.v1.RunRequest.NodeSelectorEntry
+	6,  // 7: tartarus.v1.NetworkContract.allow:type_name -> tartarus.v1.Grant
+	8,  // 8: tartarus.v1.Sandbox.request:type_name -> tartarus.v1.ResolvedRequest
+	11, // 9: tartarus.v1.Sandbox.verdict:type_name -> tartarus.v1.Verdict
+	13, // 10: tartarus.v1.Sandbox.runtime:type_name -> tartarus.v1.Runtime
+	14, // 11: tartarus.v1.Sandbox.isolation:type_name -> tartarus.v1.Isolation
+	59, // 12: tartarus.v1.Sandbox.created_at:type_name -> google.protobuf.Timestamp
+	59, // 13: tartarus.v1.Sandbox.assigned_at:type_name -> google.protobuf.Timestamp
+	59, // 14: tartarus.v1.Sandbox.accepted_at:type_name -> google.protobuf.Timestamp
+	59, // 15: tartarus.v1.Sandbox.started_at:type_name -> google.protobuf.Timestamp
+	59, // 16: tartarus.v1.Sandbox.ended_at:type_name -> google.protobuf.Timestamp
+	15, // 17: tartarus.v1.Sandbox.exit:type_name -> tartarus.v1.Exit
+	17, // 18: tartarus.v1.Sandbox.usage:type_name -> tartarus.v1.Usage
+	18, // 19: tartarus.v1.Sandbox.timings:type_name -> tartarus.v1.Timings
+	9,  // 20: tartarus.v1.ResolvedRequest.env:type_name -> tartarus.v1.SecretRef
+	10, // 21: tartarus.v1.ResolvedRequest.files:type_name -> tartarus.v1.FileRef
+	4,  // 22: tartarus.v1.ResolvedRequest.resources:type_name -> tartarus.v1.Resources
+	58, // 23: tartarus.v1.ResolvedRequest.max_duration:type_name -> google.protobuf.Duration
+	58, // 24: tartarus.v1.ResolvedRequest.start_timeout:type_name -> google.protobuf.Duration
+	58, // 25: tartarus.v1.ResolvedRequest.queue_timeout:type_name -> google.protobuf.Duration
+	58, // 26: tartarus.v1.ResolvedRequest.capacity_wait:type_name -> google.protobuf.Duration
+	5,  // 27: tartarus.v1.ResolvedRequest.network:type_name -> tartarus.v1.NetworkContract
+	55, // 28: tartarus.v1.ResolvedRequest.labels:type_name -> tartarus.v1.ResolvedRequest.LabelsEntry
+	56, // 29: tartarus.v1.ResolvedRequest.node_selector:type_name -> tartarus.v1.ResolvedRequest.NodeSelectorEntry
+	12, // 30: tartarus.v1.Verdict.reasons:type_name -> tartarus.v1.Reason
+	16, // 31: tartarus.v1.Exit.limits_hit:type_name -> tartarus.v1.LimitHit
+	7,  // 32: tartarus.v1.ListResponse.sandboxes:type_name -> tartarus.v1.Sandbox
+	59, // 33: tartarus.v1.LogEntry.time:type_name -> google.protobuf.Timestamp
+	59, // 34: tartarus.v1.Event.time:type_name -> google.protobuf.Timestamp
+	58, // 35: tartarus.v1.KillRequest.grace:type_name -> google.protobuf.Duration
+	31, // 36: tartarus.v1.ListTemplatesResponse.templates:type_name -> tartarus.v1.Template
+	59, // 37: tartarus.v1.Template.created_at:type_name -> google.protobuf.Timestamp
+	34, // 38: tartarus.v1.ListNodesResponse.nodes:type_name -> tartarus.v1.Node
+	35, // 39: tartarus.v1.Node.capacity:type_name -> tartarus.v1.Capacity
+	35, // 40: tartarus.v1.Node.in_use:type_name -> tartarus.v1.Capacity
+	57, // 41: tartarus.v1.Node.labels:type_name -> tartarus.v1.Node.LabelsEntry
+	13, // 42: tartarus.v1.Node.runtime:type_name -> tartarus.v1.Runtime
+	14, // 43: tartarus.v1.Node.isolation:type_name -> tartarus.v1.Isolation
+	59, // 44: tartarus.v1.Node.seen_at:type_name -> google.protobuf.Timestamp
+	59, // 45: tartarus.v1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
+	59, // 46: tartarus.v1.ListAuditRequest.until:type_name -> google.protobuf.Timestamp
+	38, // 47: tartarus.v1.ListAuditResponse.entries:type_name -> tartarus.v1.AuditEntry
+	59, // 48: tartarus.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
+	12, // 49: tartarus.v1.AuditEntry.reasons:type_name -> tartarus.v1.Reason
+	59, // 50: tartarus.v1.Policy.activated_at:type_name -> google.protobuf.Timestamp
+	59, // 51: tartarus.v1.Policy.replaced_at:type_name -> google.protobuf.Timestamp
+	41, // 52: tartarus.v1.Policy.problem:type_name -> tartarus.v1.PolicyProblem
+	59, // 53: tartarus.v1.PolicyProblem.since:type_name -> google.protobuf.Timestamp
+	40, // 54: tartarus.v1.ListPoliciesResponse.policies:type_name -> tartarus.v1.Policy
+	59, // 55: tartarus.v1.CreateTokenRequest.expires_at:type_name -> google.protobuf.Timestamp
+	48, // 56: tartarus.v1.CreateTokenResponse.info:type_name -> tartarus.v1.Token
+	48, // 57: tartarus.v1.ListTokensResponse.tokens:type_name -> tartarus.v1.Token
+	59, // 58: tartarus.v1.Token.created_at:type_name -> google.protobuf.Timestamp
+	59, // 59: tartarus.v1.Token.expires_at:type_name -> google.protobuf.Timestamp
+	59, // 60: tartarus.v1.Token.revoked_at:type_name -> google.protobuf.Timestamp
+	59, // 61: tartarus.v1.Token.last_used_at:type_name -> google.protobuf.Timestamp
+	58, // 62: tartarus.v1.Error.retry_after:type_name -> google.protobuf.Duration
+	60, // 63: tartarus.v1.scope:extendee -> google.protobuf.MethodOptions
+	61, // 64: tartarus.v1.bounds:extendee -> google.protobuf.FieldOptions
+	0,  // 65: tartarus.v1.scope:type_name -> tartarus.v1.Scope
+	1,  // 66: tartarus.v1.bounds:type_name -> tartarus.v1.Bounds
+	2,  // 67: tartarus.v1.SandboxService.Run:input_type -> tartarus.v1.RunRequest
+	19, // 68: tartarus.v1.SandboxService.Get:input_type -> tartarus.v1.GetRequest
+	20, // 69: tartarus.v1.SandboxService.List:input_type -> tartarus.v1.ListRequest
+	22, // 70: tartarus.v1.SandboxService.Logs:input_type -> tartarus.v1.LogsRequest
+	24, // 71: tartarus.v1.SandboxService.Stdin:input_type -> tartarus.v1.StdinRequest
+	26, // 72: tartarus.v1.SandboxService.Events:input_type -> tartarus.v1.EventsRequest
+	28, // 73: tartarus.v1.SandboxService.Kill:input_type -> tartarus.v1.KillRequest
+	29, // 74: tartarus.v1.OperatorService.ListTemplates:input_type -> tartarus.v1.ListTemplatesRequest
+	32, // 75: tartarus.v1.OperatorService.ListNodes:input_type -> tartarus.v1.ListNodesRequest
+	36, // 76: tartarus.v1.OperatorService.ListAudit:input_type -> tartarus.v1.ListAuditRequest
+	39, // 77: tartarus.v1.OperatorService.GetPolicy:input_type -> tartarus.v1.GetPolicyRequest
+	42, // 78: tartarus.v1.OperatorService.ListPolicies:input_type -> tartarus.v1.ListPoliciesRequest
+	44, // 79: tartarus.v1.OperatorService.CreateToken:input_type -> tartarus.v1.CreateTokenRequest
+	46, // 80: tartarus.v1.OperatorService.ListTokens:input_type -> tartarus.v1.ListTokensRequest
+	49, // 81: tartarus.v1.OperatorService.RevokeToken:input_type -> tartarus.v1.RevokeTokenRequest
+	7,  // 82: tartarus.v1.SandboxService.Run:output_type -> tartarus.v1.Sandbox
+	7,  // 83: tartarus.v1.SandboxService.Get:output_type -> tartarus.v1.Sandbox
+	21, // 84: tartarus.v1.SandboxService.List:output_type -> tartarus.v1.ListResponse
+	23, // 85: tartarus.v1.SandboxService.Logs:output_type -> tartarus.v1.LogEntry
+	25, // 86: tartarus.v1.SandboxService.Stdin:output_type -> tartarus.v1.StdinResponse
+	27, // 87: tartarus.v1.SandboxService.Events:output_type -> tartarus.v1.Event
+	7,  // 88: tartarus.v1.SandboxService.Kill:output_type -> tartarus.v1.Sandbox
+	30, // 89: tartarus.v1.OperatorService.ListTemplates:output_type -> tartarus.v1.ListTemplatesResponse
+	33, // 90: tartarus.v1.OperatorService.ListNodes:output_type -> tartarus.v1.ListNodesResponse
+	37, // 91: tartarus.v1.OperatorService.ListAudit:output_type -> tartarus.v1.ListAuditResponse
+	40, // 92: tartarus.v1.OperatorService.GetPolicy:output_type -> tartarus.v1.Policy
+	43, // 93: tartarus.v1.OperatorService.ListPolicies:output_type -> tartarus.v1.ListPoliciesResponse
+	45, // 94: tartarus.v1.OperatorService.CreateToken:output_type -> tartarus.v1.CreateTokenResponse
+	47, // 95: tartarus.v1.OperatorService.ListTokens:output_type -> tartarus.v1.ListTokensResponse
+	50, // 96: tartarus.v1.OperatorService.RevokeToken:output_type -> tartarus.v1.RevokeTokenResponse
+	82, // [82:97] is the sub-list for method output_type
+	67, // [67:82] is the sub-list for method input_type
+	65, // [65:67] is the sub-list for extension type_name
+	63, // [63:65] is the sub-list for extension extendee
 	0,  // [0:63] is the sub-list for field type_name
 }
 
@@ -4346,16 +4500,17 @@ func file_v1_tartarus_proto_init() {
 	if File_v1_tartarus_proto != nil {
 		return
 	}
-	file_v1_tartarus_proto_msgTypes[13].OneofWrappers = []any{}
-	file_v1_tartarus_proto_msgTypes[20].OneofWrappers = []any{}
+	file_v1_tartarus_proto_msgTypes[0].OneofWrappers = []any{}
+	file_v1_tartarus_proto_msgTypes[14].OneofWrappers = []any{}
+	file_v1_tartarus_proto_msgTypes[21].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_v1_tartarus_proto_rawDesc), len(file_v1_tartarus_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   56,
-			NumExtensions: 1,
+			NumMessages:   57,
+			NumExtensions: 2,
 			NumServices:   2,
 		},
 		GoTypes:           file_v1_tartarus_proto_goTypes,

@@ -9,12 +9,17 @@ import (
 	"github.com/tartarus-vm/tartarus/internal/sandbox"
 )
 
+// eventsOf is the record whose changes of state are asked for.
+func (s *Server) eventsOf(ctx context.Context, req *apiv1.EventsRequest) (sandbox.Record, error) {
+	if req.GetAfter() < 0 {
+		return sandbox.Record{}, fault.Invalid("after", "Send the seq of the last event that you have.", "after is below zero")
+	}
+	return s.visible(ctx, req.GetId())
+}
+
 // events hands the changes of state of a sandbox to yield.
 func (s *Server) events(ctx context.Context, req *apiv1.EventsRequest, yield func(sandbox.Event) error) error {
-	if req.GetAfter() < 0 {
-		return fault.Invalid("after", "Send the seq of the last event that you have.", "after is below zero")
-	}
-	rec, err := s.visible(ctx, req.GetId())
+	rec, err := s.eventsOf(ctx, req)
 	if err != nil {
 		return err
 	}

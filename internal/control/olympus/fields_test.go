@@ -200,6 +200,8 @@ func TestBadParameters(t *testing.T) {
 		{"GET", "/sandbox/" + id + "/logs?tail=10001", "tail"},
 		{"GET", "/sandbox/" + id + "/logs?follow=perhaps", "follow"},
 		{"GET", "/sandbox/" + id + "/events?after=-1", "after"},
+		{"GET", "/sandbox/" + id + "/events?after=-1&follow", "after"},
+		{"GET", "/sandbox/" + id + "/logs?tail=-1&follow", "tail"},
 		{"POST", "/sandbox/nonsense/stdin", "id"},
 		{"POST", "/sandbox/run?wait=long", "wait"},
 		{"POST", "/sandbox/run?wait=-1s", "wait"},

@@ -133,7 +133,7 @@ func (s *Server) httpEvents(w *answer, r *http.Request) error {
 		req.After = int32(min(id, math.MaxInt32))
 	}
 	return s.held(r.Context(), func(ctx context.Context) error {
-		if _, err := s.visible(ctx, req.GetId()); err != nil {
+		if _, err := s.eventsOf(ctx, req); err != nil { // while it can be an answer of its own
 			return err
 		}
 		k := open(w, form, "", req.GetFollow())

@@ -77,14 +77,7 @@ func (s *Server) dispatch(w *answer, r *http.Request) {
 		s.mux.ServeHTTP(w, r)
 		return
 	}
-	var others []string
-	for _, verb := range []string{http.MethodGet, http.MethodPost, http.MethodDelete} {
-		try := *r
-		try.Method = verb
-		if _, found := s.mux.Handler(&try); found != "" && verb != r.Method {
-			others = append(others, verb)
-		}
-	}
+	others := s.verbs(r)
 	what := shorten(r.Method) + " " + shorten(r.URL.Path)
 	err := fault.New(fault.NotFound, "there is no %s", what).WithHint("GET /openapi.json has all there is.")
 	if len(others) > 0 {
@@ -92,6 +85,28 @@ func (s *Server) dispatch(w *answer, r *http.Request) {
 		err = fault.New(fault.NotFound, "there is no %s", what).WithHint("This path takes %s.", strings.Join(others, " and "))
 	}
 	writeError(w, err, callOf(r.Context()).requestID)
+}
+
+// verbs are the other methods that the path of r takes. Where it is a route's
+// own path, it is not meant as an ID of another's.
+func (s *Server) verbs(r *http.Request) []string {
+	var exact, all []string
+	for _, verb := range []string{http.MethodGet, http.MethodPost, http.MethodDelete} {
+		try := *r
+		try.Method = verb
+		_, found := s.mux.Handler(&try)
+		if found == "" || verb == r.Method {
+			continue
+		}
+		all = append(all, verb)
+		if !strings.Contains(found, "{") {
+			exact = append(exact, verb)
+		}
+	}
+	if len(exact) > 0 {
+		return exact
+	}
+	return all
 }
 
 // route runs an endpoint as method m.

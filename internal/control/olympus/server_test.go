@@ -76,7 +76,7 @@ func TestUnknownRoutes(t *testing.T) {
 	token := w.token("acme")
 	for _, c := range []struct{ method, path, allow string }{
 		{"GET", "/", ""}, {"GET", "/sandboxes", ""}, {"GET", "/sandbox/", ""}, {"GET", "//sandbox", ""}, {"GET", "/sandbox/../nodes", ""},
-		{"PUT", "/sandbox/run", "GET, POST, DELETE"}, {"POST", "/nodes", "GET"}, {"PATCH", "/sandbox", "GET"},
+		{"PUT", "/sandbox/run", "POST"}, {"PUT", "/sandbox/sb-x", "GET, DELETE"}, {"POST", "/nodes", "GET"}, {"PATCH", "/sandbox", "GET"},
 		{"GET", "/sandbox/" + strings.Repeat("x", 5000) + "/y", ""},
 	} {
 		r := w.ask(ask{method: c.method, path: c.path, token: token})
