@@ -32,6 +32,10 @@ for group in "$@"; do
 		need ldd libc-bin
 		# scripts/firecracker-test.sh downloads with it; it brings python3.
 		python3 -m pip --version >/dev/null 2>&1 || want="$want python3-pip"
+		# scripts/schemathesis.sh installs into one.
+		python3 -c 'import ensurepip, venv' >/dev/null 2>&1 || want="$want python3-venv"
+		need curl curl
+		need jq jq
 		;;
 	*)
 		echo "deps: unknown group $group" >&2

@@ -1,7 +1,7 @@
 #!/bin/bash
 # What CI runs: race tests with none of the listed ones skipped, the short suite
-# of the lab, fuzz smoke, lint. Prints how long it took and whether the caches
-# were warm.
+# of the lab, the API against its own document, fuzz smoke, lint. Prints how long
+# it took and whether the caches were warm.
 set -euo pipefail
 began=$SECONDS
 warm=warm
@@ -12,6 +12,8 @@ echo "== go test -race"
 go test -race -timeout 20m -json ./... | go run ./test/mustrun test/must-run.txt
 echo "== lab"
 go run ./test/lab suite
+echo "== the API against its document"
+scripts/schemathesis.sh
 echo "== fuzz smoke"
 scripts/fuzz.sh 10000x
 echo "== lint"
