@@ -7,8 +7,9 @@ VERSION ?= $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 GUEST   := internal/assembly/guest/tartarus-guest
 LINT    := .cache/bin/golangci-lint
 BUF     := $(GO) tool -modfile=tools/go.mod buf
+IMAGE   := $(BUF) build --exclude-source-info --path api/v1
 
-.PHONY: help run build guest test test-go lab lab-full firecracker-test fuzz lint generate bench deps deps-test clean
+.PHONY: help run build guest test test-go lab lab-full firecracker-test fuzz lint generate api-released bench deps deps-test clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,11 +43,13 @@ firecracker-test: deps-test ## fetch Firecracker and its jailer for the lab's te
 fuzz: ## every fuzz target, 100,000 inputs each
 	scripts/fuzz.sh 100000x
 
-lint: $(LINT) ## gofmt, vet, golangci-lint, buf, and stale generated files
+lint: $(LINT) ## gofmt, vet, golangci-lint, buf, an API that breaks the released one, and stale generated files
 	@test -z "$$(gofmt -l $$(git ls-files '*.go' ':!*.pb.go' ':!*.pb.gw.go'))" || { gofmt -l $$(git ls-files '*.go'); echo 'gofmt: the files above'; exit 1; }
 	$(GO) vet ./...
 	$(LINT) run ./...
 	$(BUF) lint
+	$(IMAGE) -o -\#format=binpb | $(BUF) breaking -\#format=binpb --against api/released/tartarus.v1.binpb
+	$(GO) test ./internal/control/olympus -run '^TestGeneratedFilesAreFresh$$' -count=1
 
 $(LINT): tools/lint/go.mod
 	$(GO) build -modfile=tools/lint/go.mod -o $@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
@@ -54,6 +57,9 @@ $(LINT): tools/lint/go.mod
 generate: ## the code that comes from the API's definition, and the docs that come from tables
 	$(BUF) generate
 	UPDATE=1 $(GO) test ./internal/archtest -run 'Glossary|Tables' -count=1
+
+api-released: ## at a release: what clients build on from now on, and lint holds the contract to
+	$(IMAGE) -o api/released/tartarus.v1.binpb
 
 bench: build ## benchmarks, each beside a raw floor
 	$(GO) test -run '^$$' -bench . -benchtime 2s ./internal/control/ledger/... ./internal/control/census ./internal/guest/guestwire/...
