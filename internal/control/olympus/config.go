@@ -86,12 +86,13 @@ type Config struct {
 	// the server by.
 	Hosts []string
 
-	MaxBody      int64         // of a request; 2 MiB if 0
-	MaxWait      time.Duration // of ?wait; 5 min if 0
-	MaxStreams   int           // a tenant's open streams and waits; 256 if 0
-	ReadTimeout  time.Duration // for the whole of a body; 30 s if 0. Standard input has none
-	WriteTimeout time.Duration // for a client to take what was written; 30 s if 0
-	StopTimeout  time.Duration // for requests under way when the server stops; 10 s if 0
+	MaxBody       int64         // of a request; 2 MiB if 0
+	MaxWait       time.Duration // of ?wait; 5 min if 0
+	MaxStreams    int           // a tenant's open streams and waits; 256 if 0
+	HeaderTimeout time.Duration // for the head of a request, and a TLS handshake; 10 s if 0
+	ReadTimeout   time.Duration // for the whole of a body; 30 s if 0. Standard input has none
+	WriteTimeout  time.Duration // for a client to take what was written; 30 s if 0
+	StopTimeout   time.Duration // for requests under way when the server stops; 10 s if 0
 
 	Clock func() time.Time // time.Now if nil
 	Log   *slog.Logger     // discards if nil
@@ -100,12 +101,13 @@ type Config struct {
 }
 
 const (
-	defaultMaxBody      = 2 << 20
-	defaultMaxWait      = 5 * time.Minute
-	defaultMaxStreams   = 256
-	defaultReadTimeout  = 30 * time.Second
-	defaultWriteTimeout = 30 * time.Second
-	defaultStopTimeout  = 10 * time.Second
+	defaultMaxBody       = 2 << 20
+	defaultMaxWait       = 5 * time.Minute
+	defaultMaxStreams    = 256
+	defaultHeaderTimeout = 10 * time.Second
+	defaultReadTimeout   = 30 * time.Second
+	defaultWriteTimeout  = 30 * time.Second
+	defaultStopTimeout   = 10 * time.Second
 )
 
 // Validate says what is missing.
@@ -123,7 +125,7 @@ func (c *Config) Validate() error {
 	need(c.Nodes != nil, "Nodes")
 	need(c.Blobs != nil, "Blobs")
 	need(c.MaxBody >= 0 && c.MaxWait >= 0 && c.MaxStreams >= 0, "bound below zero is possible")
-	need(c.ReadTimeout >= 0 && c.WriteTimeout >= 0 && c.StopTimeout >= 0, "time below zero is possible")
+	need(c.HeaderTimeout >= 0 && c.ReadTimeout >= 0 && c.WriteTimeout >= 0 && c.StopTimeout >= 0, "time below zero is possible")
 	return errors.Join(append(errs, c.Operator.validate())...)
 }
 
@@ -134,6 +136,7 @@ func (c *Config) setDefaults() {
 	c.MaxBody = cmp.Or(c.MaxBody, defaultMaxBody)
 	c.MaxWait = cmp.Or(c.MaxWait, defaultMaxWait)
 	c.MaxStreams = cmp.Or(c.MaxStreams, defaultMaxStreams)
+	c.HeaderTimeout = cmp.Or(c.HeaderTimeout, defaultHeaderTimeout)
 	c.ReadTimeout = cmp.Or(c.ReadTimeout, defaultReadTimeout)
 	c.WriteTimeout = cmp.Or(c.WriteTimeout, defaultWriteTimeout)
 	c.StopTimeout = cmp.Or(c.StopTimeout, defaultStopTimeout)

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"mime"
 	"net/http"
 	"os"
 	"path"
@@ -204,6 +205,9 @@ func pathVars(p string) []string {
 
 // body reads a bounded body in bounded time, and notes its hash.
 func (s *Server) body(w *answer, r *http.Request) ([]byte, error) {
+	if err := checkForm(r.Header); err != nil {
+		return nil, err
+	}
 	tooLarge := &http.MaxBytesError{Limit: s.cfg.MaxBody}
 	if r.ContentLength > s.cfg.MaxBody {
 		return nil, tooLarge
@@ -218,12 +222,35 @@ func (s *Server) body(w *answer, r *http.Request) ([]byte, error) {
 	case int64(len(b)) > s.cfg.MaxBody:
 		return nil, tooLarge
 	}
-	w.Header().Del("Connection")
+	if len(r.TransferEncoding) == 0 {
+		w.Header().Del("Connection")
+	} // else there may have been a length, too, and a proxy may go by that
 	// A deadline that passes while the answer is on its way would end the call.
 	_ = w.rc.SetReadDeadline(time.Time{})
 	sum := sha256.Sum256(b)
 	callOf(r.Context()).hash = sandbox.Digest("sha256:" + hex.EncodeToString(sum[:]))
 	return b, nil
+}
+
+// checkForm refuses a body that says it is no JSON. curl says of what it sends
+// with -d that it is a form.
+func checkForm(h http.Header) error {
+	if e := h.Get("Content-Encoding"); e != "" && !strings.EqualFold(e, "identity") {
+		return fault.Invalid("Content-Encoding", "Send the body as it is.", "the body is encoded")
+	}
+	types := h.Values("Content-Type")
+	if len(types) == 0 {
+		return nil
+	}
+	kind, params, err := mime.ParseMediaType(types[0])
+	charset, named := params["charset"]
+	switch {
+	case err != nil || len(types) > 1:
+	case named && !strings.EqualFold(charset, "utf-8"):
+	case kind == "application/json", kind == "application/x-www-form-urlencoded":
+		return nil
+	}
+	return fault.Invalid("Content-Type", "Send JSON in UTF-8, as application/json.", "the body is no JSON by its Content-Type")
 }
 
 // marshalJSON is msg in one line.

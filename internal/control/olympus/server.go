@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"regexp"
 	"strings"
 	"sync"
 	"time"
@@ -103,7 +104,7 @@ func (s *Server) Handler() http.Handler { return http.HandlerFunc(s.serve) }
 
 func (s *Server) serve(rw http.ResponseWriter, r *http.Request) {
 	c := &call{
-		requestID: "req-" + strings.ToLower(rand.Text()), source: hostOf(r.RemoteAddr),
+		requestID: requestID(r.Header), source: hostOf(r.RemoteAddr),
 		header: r.Header.Get("Authorization"), key: r.Header.Get("Idempotency-Key"), traceparent: r.Header.Get("Traceparent"),
 	}
 	from, _ := r.Context().Value(originKey{}).(origin)
@@ -129,6 +130,18 @@ func (s *Server) serve(rw http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.dispatch(w, r)
+}
+
+// requestIDForm is what a caller's own request ID may look like: what any log
+// and any terminal takes as it is.
+var requestIDForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
+
+// requestID is the caller's own ID of the request, or a new one.
+func requestID(h http.Header) string {
+	if own := h.Values("X-Request-Id"); len(own) == 1 && requestIDForm.MatchString(own[0]) {
+		return own[0]
+	}
+	return "req-" + strings.ToLower(rand.Text())
 }
 
 // knows reports whether host, as a request names it, is this server: a page of
@@ -203,7 +216,7 @@ func (s *Server) httpServer() *http.Server {
 	return &http.Server{
 		Handler:           s.Handler(),
 		Protocols:         &protocols,
-		ReadHeaderTimeout: 10 * time.Second,
+		ReadHeaderTimeout: s.cfg.HeaderTimeout,
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    64 << 10,
 		HTTP2: &http.HTTP2Config{
