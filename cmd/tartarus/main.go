@@ -32,7 +32,8 @@ func config() cli.Config {
 			ErrWidth:    width,
 			NoInput:     inBackground(int(os.Stdin.Fd())),
 		},
-		Inside: assembly.Inside(),
+		Inside:       assembly.Inside(),
+		SystemConfig: cli.SystemConfig,
 	}
 }
 

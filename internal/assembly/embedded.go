@@ -44,7 +44,10 @@ import (
 type Config struct {
 	StateDir string // this user's own if empty
 	Policy   string // file or folder; the built-in policy if empty
-	Listen   string // loopback address, host:port; "" for none
+	Listen   string // host:port, on loopback without TLS; "" for none
+	TLSCert  string // file; with TLSKey: TLS on Listen
+	TLSKey   string
+	Hosts    []string // further names of the server
 	VMM      cli.VMMOptions
 
 	// Local is everything for one command: a folder and lock of its own, no
@@ -81,7 +84,7 @@ func Run(ctx context.Context, cfg Config, ready func(Running)) (err error) {
 		e.log = slog.New(slog.DiscardHandler)
 	}
 	defer func() { err = errors.Join(err, e.close()) }()
-	for _, step := range []func(context.Context) error{e.openFolders, e.openTelemetry, e.detectNetwork, e.openImages, e.chooseDriver, e.openBook, e.build} {
+	for _, step := range []func(context.Context) error{e.openFolders, e.openCertificate, e.openTelemetry, e.detectNetwork, e.openImages, e.chooseDriver, e.openBook, e.build} {
 		if err := step(ctx); err != nil {
 			return err
 		}
@@ -111,6 +114,7 @@ type embedded struct {
 	guard     *cerberus.Guard
 	api       *bufconn.Listener // the API, for this process itself
 	addresses []string
+	cert      *olympus.Certificate // nil without TLS
 	uids      hecatoncheir.UIDRange // none as an ordinary user
 	metrics   *prometheus.Registry
 	tracer    *tracing.Tracer // nil: no traces
@@ -335,11 +339,23 @@ func (e *embedded) newServer(reg *hades.Registry) (*olympus.Server, error) {
 		return nil, err
 	}
 	return olympus.New(olympus.Config{
+		Hosts: e.cfg.Hosts, Certificate: e.cert,
 		Auth: e.guard, Admission: adm, Records: e.book, Killing: e.census.Audited(e.book), Nodes: reg, Blobs: e.logs,
 		Operator: olympus.Operator{Templates: e.images, Nodes: reg, Audit: e.book, Policies: e.policies, Versions: e.book, Tokens: e.guard},
 		Metrics:  e.metrics, Tracer: e.tracer, Log: e.log,
 		Ready: func(ctx context.Context) error { _, err := e.book.Nodes(ctx); return err },
 	})
+}
+
+// openCertificate reads what TLS goes by, if there shall be TLS.
+func (e *embedded) openCertificate(context.Context) (err error) {
+	if (e.cfg.TLSCert == "") != (e.cfg.TLSKey == "") {
+		return fault.New(fault.InvalidArgument, "TLS needs a certificate and its key").WithHint("Give both --tls-cert and --tls-key.")
+	}
+	if e.cfg.TLSCert != "" {
+		e.cert, err = olympus.LoadCertificate(e.cfg.TLSCert, e.cfg.TLSKey, e.log)
+	}
+	return err
 }
 
 // serve is the API on its listeners. They are opened at the start, so that an
@@ -362,11 +378,18 @@ func (e *embedded) serve(server *olympus.Server) runner.Service {
 			if e.cfg.Listen == "" {
 				return nil
 			}
-			if l, err = olympus.ListenTCP(ctx, e.cfg.Listen); err != nil {
+			scheme := "http://"
+			if e.cert != nil {
+				scheme = "https://"
+				l, err = olympus.ListenTLS(ctx, e.cfg.Listen, e.cert)
+			} else {
+				l, err = olympus.ListenTCP(ctx, e.cfg.Listen)
+			}
+			if err != nil {
 				return errors.Join(err, listeners[1].Close())
 			}
 			listeners = append(listeners, l)
-			e.addresses = append(e.addresses, "http://"+l.Addr().String())
+			e.addresses = append(e.addresses, scheme+l.Addr().String())
 			return nil
 		},
 		Run:         func(ctx context.Context) error { return server.Serve(ctx, listeners...) },

@@ -14,7 +14,8 @@ var handleUnknown tartarus.Handle
 // up is the command: a server until ctx ends.
 func up(ctx context.Context, o cli.UpOptions, ready func([]string)) error {
 	cfg := Config{
-		StateDir: o.StateDir, Policy: o.Policy, Listen: o.Listen, VMM: o.VMM, Templates: []string{"base"}, Progress: o.Progress,
+		StateDir: o.StateDir, Policy: o.Policy, Listen: o.Listen, TLSCert: o.TLSCert, TLSKey: o.TLSKey, Hosts: o.Hosts,
+		VMM: o.VMM, Templates: []string{"base"}, Progress: o.Progress,
 		AuditSinks: o.AuditSinks, Logger: newLogger(stderr(), o.LogFormat, o.Verbose, slog.LevelInfo),
 	}
 	return Run(ctx, cfg, func(r Running) { ready(r.Addresses) })

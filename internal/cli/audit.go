@@ -135,7 +135,7 @@ up keeps with --audit-sink. The exit code is 1 if something was found.`,
 				defer srv.Close()
 				o.Rows = func(ctx context.Context, after int64) ([]AuditRow, error) { return storedAudit(ctx, srv, after) }
 			}
-			o.StateDir = a.state()
+			o.StateDir = a.stateDir
 			report, err := a.cfg.Inside.VerifyAudit(c.Context(), o)
 			if err != nil {
 				return err

@@ -92,7 +92,10 @@ type Local struct {
 type UpOptions struct {
 	StateDir string
 	Policy   string
-	Listen   string // host:port on loopback
+	Listen   string // host:port; beyond loopback with TLS alone
+	TLSCert  string // file; with TLSKey
+	TLSKey   string
+	Hosts    []string // further names of the server
 	VMM      VMMOptions
 	Verbose  bool
 	Progress func(Step)
@@ -198,6 +201,8 @@ type Config struct {
 	Version string
 	IO      IO
 	Inside  Inside
+	// SystemConfig is the settings' file of the whole host; empty: none.
+	SystemConfig string
 }
 
 // app is one call of the command line.
@@ -205,7 +210,8 @@ type app struct {
 	cfg     Config
 	io      IO
 	signals *signals
-	began   bool // a command was found, with flags and arguments in order
+	began   bool              // a command was found, with flags and arguments in order
+	said    map[string]string // where settings that no flag said came from, by flag
 
 	server, tokenFile, stateDir string
 	output                      format
@@ -217,7 +223,7 @@ type app struct {
 func Main(ctx context.Context, cfg Config, args []string) int {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	a := &app{cfg: cfg, io: cfg.IO, signals: catchSignals()}
+	a := &app{cfg: cfg, io: cfg.IO, signals: catchSignals(), said: map[string]string{}}
 	defer a.signals.release()
 	a.signals.on(func(s interrupted) {
 		cancel(s)
@@ -250,15 +256,21 @@ before it starts, watched while it lives, gone without a trace when it ends.`,
 		Version:            a.cfg.Version,
 		Args:               cobra.ArbitraryArgs,
 		RunE:               group,
-		PersistentPreRun:   func(*cobra.Command, []string) { a.began = true },
+		PersistentPreRunE: func(c *cobra.Command, _ []string) error {
+			a.began = true
+			if withoutSettings(c) {
+				return nil
+			}
+			return a.settle(c)
+		},
 	}
 	root.SetVersionTemplate("tartarus {{.Version}}\n")
 	f := root.PersistentFlags()
 	f.SortFlags = false
-	f.StringVar(&a.server, "server", "", "`URL` of the server: http://HOST:PORT, https://HOST or unix:///PATH")
-	f.StringVar(&a.tokenFile, "token-file", "", "`FILE` with the token for the server")
-	f.StringVar(&a.stateDir, "state", "", "`FOLDER` of the state on this host")
-	f.BoolVarP(&a.verbose, "verbose", "v", false, "log to stderr what goes on inside")
+	settingFlag(f, &a.server, "server", "")
+	settingFlag(f, &a.tokenFile, "token-file", "")
+	settingFlag(f, &a.stateDir, "state", "")
+	settingFlag(f, &a.verbose, "verbose", "v")
 	a.addCommands(root)
 	return root
 }
@@ -291,9 +303,12 @@ func (a *app) env(name string) string {
 	return v
 }
 
-func (a *app) state() string {
-	if a.stateDir != "" {
-		return a.stateDir
+// withoutSettings reports whether no setting matters to c: a file that is
+// malformed must not keep people from reading what would be right.
+func withoutSettings(c *cobra.Command) bool {
+	switch c.Name() {
+	case "help", "version", "completion":
+		return true
 	}
-	return a.env("TARTARUS_STATE")
+	return c.HasParent() && c.Parent().Name() == "completion"
 }

@@ -23,6 +23,7 @@ func (a *app) completeIDs(live bool) cobra.CompletionFunc {
 		}
 		ctx, cancel := context.WithTimeout(c.Context(), completePatience)
 		defer cancel()
+		_ = a.settle(c) // nobody could be told
 		srv, err := a.connect(ctx)
 		if err != nil || srv == nil {
 			return nil, none
@@ -48,6 +49,7 @@ func (a *app) completeIDs(live bool) cobra.CompletionFunc {
 func (a *app) completeTemplates(c *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
 	ctx, cancel := context.WithTimeout(c.Context(), completePatience)
 	defer cancel()
+	_ = a.settle(c) // nobody could be told
 	resp, err := a.templates(ctx)
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp

@@ -14,24 +14,21 @@ import (
 	"github.com/tartarus-vm/tartarus/client"
 )
 
-// connect finds the server: the flag, the environment, then the socket of a
-// running up. nil without an error: there is none.
+// connect finds the server: the one that was named, or the socket of a running
+// up. nil without an error: there is none.
 func (a *app) connect(ctx context.Context) (*client.Client, error) {
 	token, err := a.readToken()
 	if err != nil {
 		return nil, err
 	}
-	for _, named := range [][2]string{{"--server", a.server}, {"TARTARUS_URL", a.env("TARTARUS_URL")}} {
-		if named[1] == "" {
-			continue
-		}
-		c, err := client.Dial(named[1], token)
+	if a.server != "" {
+		c, err := client.Dial(a.server, token)
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", named[0], err)
+			return nil, fmt.Errorf("%s: %w", a.source("server"), err)
 		}
 		return c, nil
 	}
-	for _, s := range a.cfg.Inside.Sockets(a.state()) {
+	for _, s := range a.cfg.Inside.Sockets(a.stateDir) {
 		if alive(ctx, s) {
 			return client.Dial("unix://"+s, token)
 		}
@@ -39,17 +36,21 @@ func (a *app) connect(ctx context.Context) (*client.Client, error) {
 	return nil, nil
 }
 
+// readToken is the token for the server. TARTARUS_TOKEN is no setting, since a
+// token has no place on a command line or in a file of settings; it comes
+// after a flag and before everything else.
 func (a *app) readToken() (string, error) {
-	if a.tokenFile == "" {
-		return a.env("TARTARUS_TOKEN"), nil
+	from := a.source("token-file")
+	if token := a.env("TARTARUS_TOKEN"); a.tokenFile == "" || token != "" && from != "--token-file" {
+		return token, nil
 	}
 	b, err := os.ReadFile(a.tokenFile)
 	if err != nil {
-		return "", fmt.Errorf("--token-file: %w", err)
+		return "", fmt.Errorf("%s: %w", from, err)
 	}
 	token := string(bytes.TrimSpace(b))
 	if token == "" {
-		return "", withHint(fmt.Errorf("--token-file: %s is empty", a.tokenFile), "`tartarus token create` makes a token; an up writes its first one to STATE/admin-token")
+		return "", withHint(fmt.Errorf("%s: %s is empty", from, a.tokenFile), "`tartarus token create` makes a token; an up writes its first one to STATE/admin-token")
 	}
 	return token, nil
 }

@@ -235,6 +235,7 @@ type call struct {
 	inside Inside
 	term   bool // stdout and stderr are terminals
 	noIn   bool
+	system string // the host's file of settings
 }
 
 type result struct {
@@ -246,7 +247,7 @@ type result struct {
 func (c call) main(t *testing.T, args ...string) result {
 	t.Helper()
 	var out, errout syncBuffer
-	cfg := Config{Version: "1.2.3", Inside: c.inside, IO: IO{
+	cfg := Config{Version: "1.2.3", Inside: c.inside, SystemConfig: c.system, IO: IO{
 		In: c.in, Out: c.out, Err: &errout, OutTerminal: c.term, ErrTerminal: c.term, NoInput: c.noIn,
 		Lookup: func(k string) (string, bool) { v, ok := c.env[k]; return v, ok },
 	}}

@@ -77,11 +77,14 @@ Exit codes of the other commands:
   2      the call was wrong: unknown command, flag or argument
 
 128+n stands for a command that signal n interrupted before there was a sandbox.`},
+		{Use: "config", Short: "Which settings there are, and where to say them", Long: settingsHelp()},
 		{Use: "environment", Short: "Which variables and files matter", Long: `Variables:
   TARTARUS_URL     server to talk to; --server comes first
   TARTARUS_TOKEN   token for it; --token-file comes first
   TARTARUS_STATE   state folder; --state comes first
   XDG_STATE_HOME   state is in its folder tartarus, if nothing above says where
+  XDG_CONFIG_HOME  where this user's file of settings is; ` + "`tartarus help config`" + `
+                   has those, and a variable for each setting
 
 Files:
   /var/lib/tartarus               state of root

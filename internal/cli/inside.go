@@ -16,14 +16,17 @@ func (a *app) upCommand() *cobra.Command {
 		Use:   "up",
 		Short: "Run Tartarus as a server on this host",
 		Long: `Runs everything in one process: API server, scheduler and node. It listens on a
-Unix socket (its own user and root need no token) and on a loopback address
-(with a token; the first start writes an admin token to STATE/admin-token).`,
+Unix socket (its own user and root need no token) and on an address (with a
+token; the first start writes an admin token to STATE/admin-token). Plain HTTP
+is for loopback alone; with --tls-cert and --tls-key it speaks HTTPS on any
+address, under the names that the certificate is for.`,
 		Example: `  tartarus up
   tartarus up --policy policy.yaml --listen 127.0.0.1:8000
+  tartarus up --listen :443 --tls-cert chain.pem --tls-key key.pem
   curl -H "Authorization: Bearer $(cat ~/.local/state/tartarus/admin-token)" http://127.0.0.1:7777/sandbox`,
 		Args: takes(),
 		RunE: func(c *cobra.Command, _ []string) error {
-			o.StateDir, o.Verbose, o.LogFormat = a.state(), a.verbose, string(logs)
+			o.StateDir, o.Verbose, o.LogFormat = a.stateDir, a.verbose, string(logs)
 			p := a.progress()
 			o.Progress = p.step
 			defer p.end()
@@ -35,12 +38,17 @@ Unix socket (its own user and root need no token) and on a loopback address
 			})
 		},
 	}
-	c.Flags().StringVar(&o.Policy, "policy", "", "policy `FILE`, or a folder with one, followed as it changes; without, the built-in policy")
+	f := c.Flags()
+	f.SortFlags = false
+	settingFlag(f, &o.Listen, "listen", "")
+	settingFlag(f, &o.TLSCert, "tls-cert", "")
+	settingFlag(f, &o.TLSKey, "tls-key", "")
+	settingFlag(f, &o.Hosts, "host", "")
+	settingFlag(f, &o.Policy, "policy", "")
 	o.VMM.flags(c)
-	c.Flags().StringVar(&o.Listen, "listen", "127.0.0.1:7777", "loopback `ADDRESS`; empty: none")
-	c.Flags().Var(&logs, "log-format", "`FORMAT` of the log on stderr: text or json")
+	settingFlag(f, &o.AuditSinks, "audit-sink", "")
+	settingFlag(f, &logs, "log-format", "")
 	_ = c.RegisterFlagCompletionFunc("log-format", cobra.FixedCompletions(logFormats, cobra.ShellCompDirectiveNoFileComp)) // the flag is there
-	c.Flags().StringArrayVar(&o.AuditSinks, "audit-sink", nil, "`WHERE` to keep checkpoints of the audit log, out of this user's reach: file:/path or syslog: (repeatable)")
 	return c
 }
 
@@ -81,7 +89,7 @@ interrupted and repeated: the download goes on where it stopped.`,
 		Args: takes(),
 		RunE: func(c *cobra.Command, _ []string) error {
 			p := a.progress()
-			o.StateDir, o.Progress = a.state(), p.step
+			o.StateDir, o.Progress = a.stateDir, p.step
 			dir, err := a.cfg.Inside.SetupFirecracker(c.Context(), o)
 			p.end()
 			if err != nil {
@@ -99,16 +107,16 @@ interrupted and repeated: the download goes on where it stopped.`,
 func (a *app) setup(ctx context.Context, o SetupOptions) error {
 	p := a.progress()
 	defer p.end()
-	o.StateDir, o.Progress = a.state(), p.step
+	o.StateDir, o.Progress = a.stateDir, p.step
 	return a.cfg.Inside.Setup(ctx, o)
 }
 
 // flags adds those that say what VMs run in.
 func (o *VMMOptions) flags(c *cobra.Command) {
 	f := c.Flags()
-	f.StringVar(&o.Driver, "driver", "", "what VMs run in: the `NAME` firecracker or qemu; without, the best that works here")
-	f.StringVar(&o.Firecracker, "firecracker", "", "`PATH` of a Firecracker, its jailer beside it, instead of the one that setup installed")
-	f.BoolVar(&o.InsecureTestVMM, "insecure-test-vmm", false, "let a version of it run that is for tests alone")
+	settingFlag(f, &o.Driver, "driver", "")
+	settingFlag(f, &o.Firecracker, "firecracker", "")
+	settingFlag(f, &o.InsecureTestVMM, "insecure-test-vmm", "")
 	f.StringVar(&o.UIDs, "vmm-uids", "", "`FIRST-LAST`: user IDs of the host for VMMs, one each, as root; the same for all processes (200000-225999)")
 	_ = c.RegisterFlagCompletionFunc("driver", cobra.FixedCompletions([]string{"firecracker", "qemu"}, cobra.ShellCompDirectiveNoFileComp)) // the flag is there
 }
@@ -124,7 +132,7 @@ it. The exit code is 1 if something is missing without which no run works.`,
 		Example: "  tartarus doctor\n  tartarus doctor -o json\n  tartarus doctor --production    # before strangers' code runs on it",
 		Args:    takes(),
 		RunE: func(c *cobra.Command, _ []string) error {
-			o.StateDir = a.state()
+			o.StateDir = a.stateDir
 			findings, err := a.cfg.Inside.Doctor(c.Context(), o)
 			if err != nil {
 				return err

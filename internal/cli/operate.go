@@ -48,7 +48,7 @@ func (a *app) templateCommand() *cobra.Command {
 	rm := &cobra.Command{
 		Use: "rm NAME", Short: "Take a template's name off this host", Args: takes("NAME"), ValidArgsFunction: a.completeTemplates,
 		RunE: func(c *cobra.Command, args []string) error {
-			return a.cfg.Inside.RemoveTemplate(c.Context(), a.state(), args[0])
+			return a.cfg.Inside.RemoveTemplate(c.Context(), a.stateDir, args[0])
 		},
 	}
 	return groupOf(&cobra.Command{
@@ -69,7 +69,7 @@ func (a *app) templates(ctx context.Context) (*apiv1.ListTemplatesResponse, erro
 		defer srv.Close()
 		return srv.Operators().ListTemplates(ctx, &apiv1.ListTemplatesRequest{})
 	}
-	list, err := a.cfg.Inside.Templates(ctx, a.state())
+	list, err := a.cfg.Inside.Templates(ctx, a.stateDir)
 	return &apiv1.ListTemplatesResponse{Templates: list}, err
 }
 

@@ -24,6 +24,7 @@ type runFlags struct {
 	env, files, allow, labels, selects []string
 	policy                             string
 	vmm                                VMMOptions
+	ofLocal                            string // a flag that a server does not ask its callers for; "" for none
 }
 
 func (a *app) runCommand() *cobra.Command {
@@ -71,22 +72,23 @@ at the end. The command and its arguments are not: the record shows them.`,
 	fl.BoolVarP(&f.detach, "detach", "d", false, "print the ID and do not wait")
 	fl.BoolVar(&f.timings, "timings", false, "print to stderr where the time went")
 	fl.BoolVar(&f.local, "local", false, "run everything in this process, even if a server is there")
-	fl.StringVar(&f.policy, "policy", "", "policy `FILE`, for a run in this process")
+	settingFlag(fl, &f.policy, "policy", "")
 	f.vmm.flags(c)
 	_ = c.RegisterFlagCompletionFunc("template", a.completeTemplates) // the flag is there
 	c.RunE = func(c *cobra.Command, args []string) error {
-		if err := f.check(c, a.server); err != nil {
+		if err := f.check(c); err != nil {
 			return err
 		}
+		f.ofLocal = localFlag(c)
 		return a.run(c.Context(), f, args)
 	}
 	return c
 }
 
 // check finds flags that contradict each other.
-func (f *runFlags) check(c *cobra.Command, server string) error {
+func (f *runFlags) check(c *cobra.Command) error {
 	switch {
-	case f.local && server != "":
+	case f.local && c.Flags().Changed("server"):
 		return misuse(c, errors.New("--local and --server exclude each other"))
 	case f.local && f.detach:
 		return misuse(c, errors.New("--local and --detach exclude each other: the sandbox would end with this process"))
@@ -178,19 +180,13 @@ func (a *app) runRequest(f *runFlags, command []string) (*apiv1.RunRequest, erro
 	return req, nil
 }
 
-// ofLocal is a flag that a server does not ask its callers for; "" for none.
-func (f *runFlags) ofLocal() string {
-	switch {
-	case f.policy != "":
-		return "--policy"
-	case f.vmm.Driver != "":
-		return "--driver"
-	case f.vmm.Firecracker != "":
-		return "--firecracker"
-	case f.vmm.InsecureTestVMM:
-		return "--insecure-test-vmm"
-	case f.vmm.UIDs != "":
-		return "--vmm-uids"
+// localFlag is a flag that was given and that a server does not ask its
+// callers for; "" for none.
+func localFlag(c *cobra.Command) string {
+	for _, name := range []string{"policy", "driver", "firecracker", "insecure-test-vmm"} {
+		if c.Flags().Changed(name) {
+			return "--" + name
+		}
 	}
 	return ""
 }
@@ -203,7 +199,7 @@ func (a *app) serverForRun(ctx context.Context, f *runFlags) (*client.Client, fu
 		if err != nil {
 			return nil, nil, err
 		}
-		if flag := f.ofLocal(); c != nil && flag != "" {
+		if flag := f.ofLocal; c != nil && flag != "" {
 			c.Close()
 			return nil, nil, withHint(fmt.Errorf("%s is for a run in this process, and there is a server", flag), "add --local, or give it to `tartarus up`")
 		}
@@ -216,7 +212,7 @@ func (a *app) serverForRun(ctx context.Context, f *runFlags) (*client.Client, fu
 	}
 	p := a.progress()
 	l, stopLocal, err := a.cfg.Inside.Local(ctx, LocalOptions{
-		StateDir: a.state(), Policy: f.policy, VMM: f.vmm, Template: f.template, Progress: p.step, Verbose: a.verbose,
+		StateDir: a.stateDir, Policy: f.policy, VMM: f.vmm, Template: f.template, Progress: p.step, Verbose: a.verbose,
 	})
 	p.end()
 	if err != nil {

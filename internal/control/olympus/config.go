@@ -82,9 +82,12 @@ type Config struct {
 	// tenant "local".
 	Local sandbox.Principal
 
-	// Hosts are names, beyond loopback's own, that requests over TCP may call
-	// the server by.
+	// Hosts are names, beyond loopback's own and the certificate's, that
+	// requests over TCP may call the server by.
 	Hosts []string
+
+	// Certificate is that of ListenTLS; nil without TLS.
+	Certificate *Certificate
 
 	MaxBody       int64         // of a request; 2 MiB if 0
 	MaxWait       time.Duration // of ?wait; 5 min if 0

@@ -74,24 +74,35 @@ func peerUID(c *net.UnixConn) (uint32, error) {
 
 // checkListener refuses to speak plain HTTP beyond this host.
 func checkListener(l net.Listener) error {
+	if _, ok := l.(secure); ok {
+		return nil
+	}
 	if addr, ok := l.Addr().(*net.TCPAddr); ok && !addr.IP.IsLoopback() {
 		return fault.New(fault.Unsupported, "plain HTTP on %s would show tokens to the network", addr).
-			WithHint("Listen on 127.0.0.1 or on a Unix socket.")
+			WithHint("Listen on 127.0.0.1 or on a Unix socket, or give it a certificate (--tls-cert, --tls-key).")
 	}
 	return nil
 }
 
 // ListenTCP listens on a loopback address, as in 127.0.0.1:7777.
 func ListenTCP(ctx context.Context, addr string) (net.Listener, error) {
+	l, err := listenTCP(ctx, addr)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkListener(l); err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	return l, nil
+}
+
+func listenTCP(ctx context.Context, addr string) (net.Listener, error) {
 	l, err := new(net.ListenConfig).Listen(ctx, "tcp", addr)
 	if err != nil {
 		if errors.Is(err, syscall.EADDRINUSE) {
 			return nil, fault.Wrap(fault.Conflict, err, "%s is in use", addr).WithHint("Another server may be running; stop it, or choose another address.")
 		}
-		return nil, fmt.Errorf("listening on %s: %w", addr, err)
-	}
-	if err := checkListener(l); err != nil {
-		return nil, errors.Join(err, l.Close())
+		return nil, fault.Wrap(fault.InvalidArgument, err, "%s cannot be listened on", addr).WithHint("Give an address of this host, as in 127.0.0.1:7777.")
 	}
 	return l, nil
 }

@@ -121,7 +121,7 @@ func (s *Server) serve(rw http.ResponseWriter, r *http.Request) {
 	h.Set("Cache-Control", "no-store")
 	r = r.WithContext(nodewire.WithRequestID(context.WithValue(r.Context(), callKey{}, c), c.requestID))
 	if from.name == "" && !s.knows(r.Host) {
-		writeError(w, fault.Invalid("Host", "Call it by its loopback address, as in http://127.0.0.1:7777.",
+		writeError(w, fault.Invalid("Host", "Call it by its loopback address, as in http://127.0.0.1:7777, or by a name of its certificate; up takes further ones with --host.",
 			"%q is not a name of this server", shorten(r.Host)), c.requestID)
 		return
 	}
@@ -156,6 +156,9 @@ func (s *Server) knows(host string) bool {
 		return true
 	}
 	if ip := net.ParseIP(name); ip != nil && ip.IsLoopback() {
+		return true
+	}
+	if s.cfg.Certificate != nil && s.cfg.Certificate.names(name) {
 		return true
 	}
 	for _, h := range s.cfg.Hosts {
@@ -212,6 +215,7 @@ func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 func (s *Server) httpServer() *http.Server {
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
+	protocols.SetHTTP2(true)
 	protocols.SetUnencryptedHTTP2(true)
 	return &http.Server{
 		Handler:           s.Handler(),
