@@ -114,7 +114,7 @@ type embedded struct {
 	guard     *cerberus.Guard
 	api       *bufconn.Listener // the API, for this process itself
 	addresses []string
-	cert      *olympus.Certificate // nil without TLS
+	cert      *olympus.Certificate  // nil without TLS
 	uids      hecatoncheir.UIDRange // none as an ordinary user
 	metrics   *prometheus.Registry
 	tracer    *tracing.Tracer // nil: no traces

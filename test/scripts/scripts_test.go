@@ -9,6 +9,8 @@
 //	trim FILE VARIABLE         put a file's text into a variable
 //	empty DIR                  fail if something is in the folder
 //	until TEXT PROGRAM [ARG…]  run it again and again, until it prints TEXT
+//	gobuild PACKAGE FILE       build a program of this repository, whose folder is $REPO
+//	certificate NAME…          make cert.pem and key.pem for 127.0.0.1 and the names
 //
 // Each script has a state folder of its own, $TARTARUS_STATE, with template
 // base made. After it nothing of its VMs may be left.
@@ -75,6 +77,7 @@ func TestScripts(t *testing.T) {
 		Setup:               setup,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"exits": exits, "up": up, "down": down, "trim": trim, "empty": empty, "until": until,
+			"gobuild": gobuild, "certificate": certificate,
 		},
 	})
 }
@@ -114,6 +117,11 @@ func setup(env *testscript.Env) error {
 		}
 	})
 	env.Setenv("TARTARUS_STATE", state)
+	repo, err := filepath.Abs("../..")
+	if err != nil {
+		return err
+	}
+	env.Setenv("REPO", repo)
 	if err := os.CopyFS(state, os.DirFS(from)); err != nil {
 		return err
 	}
@@ -183,7 +191,7 @@ const startPatience = time.Minute
 func up(ts *testscript.TestScript, _ bool, args []string) {
 	c := exec.Command("tartarus", append([]string{"up", "--listen", "127.0.0.1:0"}, args...)...)
 	state := ts.Getenv("TARTARUS_STATE")
-	c.Env = append(os.Environ(), "TARTARUS_STATE="+state)
+	c.Env = append(os.Environ(), "TARTARUS_STATE="+state, "XDG_CONFIG_HOME=")
 	c.Dir = ts.MkAbs(".")
 	stderr, err := c.StderrPipe()
 	ts.Check(err)
