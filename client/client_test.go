@@ -78,6 +78,9 @@ func TestCodesAreTheTables(t *testing.T) {
 		if codes[i] != row.Code {
 			t.Errorf("row %d: %s, want %s", i, codes[i], row.Code)
 		}
+		if row.Exit != client.ExitFailed {
+			t.Errorf("%s: exit code %d, and a failed run is %d", row.Code, row.Exit, client.ExitFailed)
+		}
 	}
 }
 

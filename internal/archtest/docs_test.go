@@ -53,9 +53,10 @@ func statesPage() string {
 
 func errorsPage() string {
 	var b strings.Builder
-	b.WriteString("# Errors\n\n" + made + "| code | HTTP | gRPC | meaning |\n|---|---|---|---|\n")
+	b.WriteString("# Errors\n\n" + made + "| code | HTTP | gRPC | exit | meaning |\n|---|---|---|---|---|\n")
 	for _, r := range fault.Table() {
-		fmt.Fprintf(&b, "| `%s` | %d | %d | %s |\n", r.Code, r.HTTP, r.GRPC, r.Meaning)
+		fmt.Fprintf(&b, "| `%s` | %d | %d | %d | %s |\n", r.Code, r.HTTP, r.GRPC, r.Exit, r.Meaning)
 	}
+	b.WriteString("\nThe exit code is that of `run` and `wait`, whose other exit codes are the command's own (`tartarus help exit-codes`); other commands exit with 1.\n")
 	return b.String()
 }

@@ -1,6 +1,6 @@
 // Package fault is the one table of errors: every error that crosses a
-// boundary has a kind, and a kind has one code, one HTTP status and one gRPC
-// code.
+// boundary has a kind, and a kind has one code, one HTTP status, one gRPC
+// code and one exit code.
 //
 // What happened is the message; what to do about it is the hint, kept apart.
 // Context is added by wrapping: fmt.Errorf("starting vm %q: %w", id, err)
@@ -37,21 +37,25 @@ type Row struct {
 	Code    string // in error.code
 	HTTP    int    // RFC 9110
 	GRPC    uint32 // google.golang.org/grpc/codes
+	Exit    int    // of run and wait, whose other exit codes are the command's own; other commands exit 1
 	Meaning string
 }
 
+// failed is what docker run exits with when it is docker that failed.
+const failed = 125
+
 // table is what olympus, client and docs/errors.md go by.
 var table = []Row{
-	{InvalidArgument, "invalid_argument", 400, 3, "A field is malformed or out of bounds; field names it."},
-	{Unauthenticated, "unauthenticated", 401, 16, "No token, or one that is unknown, expired or revoked."},
-	{PolicyDenied, "policy_denied", 403, 7, "A rule of the policy, or a missing scope, refuses it."},
-	{NotFound, "not_found", 404, 5, "There is no such thing, or it is another tenant's."},
-	{Conflict, "conflict", 409, 6, "It contradicts what is there already, or the state does not allow it."},
-	{TooLarge, "too_large", 413, 8, "The request is larger than its bound."},
-	{QuotaExceeded, "quota_exceeded", 429, 8, "The tenant's limit is used up: which, used and limit are in the message."},
-	{Unsupported, "unsupported", 501, 12, "This host or driver cannot do it; the message says what is missing."},
-	{Unavailable, "unavailable", 503, 14, "It cannot be done now; try again after Retry-After."},
-	{Internal, "internal", 500, 13, "A fault of Tartarus; its log has the cause under the request_id."},
+	{InvalidArgument, "invalid_argument", 400, 3, failed, "A field is malformed or out of bounds; field names it."},
+	{Unauthenticated, "unauthenticated", 401, 16, failed, "No token, or one that is unknown, expired or revoked."},
+	{PolicyDenied, "policy_denied", 403, 7, failed, "A rule of the policy, or a missing scope, refuses it."},
+	{NotFound, "not_found", 404, 5, failed, "There is no such thing, or it is another tenant's."},
+	{Conflict, "conflict", 409, 6, failed, "It contradicts what is there already, or the state does not allow it."},
+	{TooLarge, "too_large", 413, 8, failed, "The request is larger than its bound."},
+	{QuotaExceeded, "quota_exceeded", 429, 8, failed, "The tenant's limit is used up: which, used and limit are in the message."},
+	{Unsupported, "unsupported", 501, 12, failed, "This host or driver cannot do it; the message says what is missing."},
+	{Unavailable, "unavailable", 503, 14, failed, "It cannot be done now; try again after Retry-After."},
+	{Internal, "internal", 500, 13, failed, "A fault of Tartarus; its log has the cause under the request_id."},
 }
 
 // Table is a copy of the table of errors.

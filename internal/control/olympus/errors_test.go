@@ -1,0 +1,104 @@
+package olympus_test
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	apiv1 "github.com/tartarus-vm/tartarus/api/v1"
+	"github.com/tartarus-vm/tartarus/internal/control/olympus"
+	"github.com/tartarus-vm/tartarus/internal/fault"
+	"github.com/tartarus-vm/tartarus/internal/sandbox"
+)
+
+// Every row of the table of errors is reached by a request, over HTTP and over
+// gRPC, with the row's status and code, and with a hint of what to do.
+func TestEveryErrorIsReached(t *testing.T) {
+	w := newWorld(t, func(c *olympus.Config) { c.Operator.Nodes = failing{errors.New("no disk")} })
+	acme, tiny, admin := w.token("acme"), w.token("tiny"), w.token("local", sandbox.ScopeAdmin)
+	gone := sandbox.MakeID("01ARZ3NDEKTSV4RRFFQ69G5FAV")
+	id := w.run(acme, `{"command":["true"]}`)
+	run := func(r *apiv1.RunRequest) *apiv1.RunRequest { r.Command = []string{"id"}; return r }
+	grant := &apiv1.NetworkContract{Allow: []*apiv1.Grant{{Domain: "unheld.example.com", Ports: []int32{443}}}}
+	reach := map[fault.Kind]struct {
+		token string
+		http  ask
+		grpc  proto.Message
+	}{
+		fault.InvalidArgument: {acme, ask{method: "POST", path: "/sandbox/run", body: `{"command":["id"],"name":"/"}`}, run(&apiv1.RunRequest{Name: "/"})},
+		fault.Unauthenticated: {"tart_no", ask{method: "POST", path: "/sandbox/run", body: `{"command":["id"]}`}, run(&apiv1.RunRequest{})},
+		fault.PolicyDenied:    {acme, ask{method: "POST", path: "/sandbox/run", body: `{"command":["id"],"user":"root"}`}, run(&apiv1.RunRequest{User: "root"})},
+		fault.NotFound:        {acme, ask{path: "/sandbox/" + string(gone)}, &apiv1.GetRequest{Id: string(gone)}},
+		fault.Conflict:        {acme, ask{method: "POST", path: "/sandbox/" + string(id) + "/stdin"}, &apiv1.StdinRequest{Id: string(id)}},
+		fault.TooLarge:        {acme, ask{method: "POST", path: "/sandbox/run", body: strings.Repeat("x", 2<<20+1)}, run(&apiv1.RunRequest{Stdin: make([]byte, 3<<20)})},
+		fault.QuotaExceeded: {tiny, ask{method: "POST", path: "/sandbox/run", body: `{"command":["id"],"resources":{"vcpus":2}}`},
+			run(&apiv1.RunRequest{Resources: &apiv1.Resources{Vcpus: 2}})},
+		fault.Unsupported: {acme, ask{method: "POST", path: "/sandbox/run",
+			body: `{"command":["id"],"network":{"allow":[{"domain":"unheld.example.com","ports":[443]}]}}`}, run(&apiv1.RunRequest{Network: grant})},
+		fault.Unavailable: {acme, ask{method: "DELETE", path: "/sandbox/" + string(id)}, &apiv1.KillRequest{Id: string(id)}},
+		fault.Internal:    {admin, ask{path: "/nodes"}, &apiv1.ListNodesRequest{}},
+	}
+	for _, row := range fault.Table() {
+		t.Run(row.Code, func(t *testing.T) {
+			c, ok := reach[row.Kind]
+			if !ok {
+				t.Fatal("no request reaches it")
+			}
+			if row.Kind == fault.Unavailable {
+				w.book.fail(fault.New(fault.Unavailable, "the disk is full").WithHint("Try again."))
+				defer w.book.fail(nil)
+			}
+			c.http.token = c.token
+			if e := w.ask(c.http).fails(t, row.Kind); e.Hint == "" {
+				t.Errorf("no hint: %+v", e)
+			}
+			s := status.Convert(w.call(c.token, c.grpc))
+			if uint32(s.Code()) != row.GRPC {
+				t.Fatalf("gRPC says %v", s)
+			}
+			if row.Kind == fault.TooLarge {
+				return // gRPC itself says so, before there is a call
+			}
+			e, _ := s.Details()[0].(*apiv1.Error)
+			if e.GetCode() != row.Code || e.GetHint() == "" || e.GetRequestId() == "" || e.GetMessage() != s.Message() {
+				t.Errorf("gRPC's detail is %v", e)
+			}
+		})
+	}
+}
+
+// call is one call over gRPC, of the method that takes req.
+func (w *world) call(token string, req proto.Message) error {
+	w.t.Helper()
+	ctx := metadata.AppendToOutgoingContext(w.t.Context(), "authorization", "Bearer "+token)
+	conn := w.plain()
+	boxes, operators := apiv1.NewSandboxServiceClient(conn), apiv1.NewOperatorServiceClient(conn)
+	var err error
+	switch req := req.(type) {
+	case *apiv1.RunRequest:
+		_, err = boxes.Run(ctx, req)
+	case *apiv1.GetRequest:
+		_, err = boxes.Get(ctx, req)
+	case *apiv1.KillRequest:
+		_, err = boxes.Kill(ctx, req)
+	case *apiv1.ListNodesRequest:
+		_, err = operators.ListNodes(ctx, req)
+	case *apiv1.StdinRequest:
+		stream, serr := boxes.Stdin(ctx)
+		if serr != nil {
+			return serr
+		}
+		if err := stream.Send(req); err != nil {
+			return err
+		}
+		_, err = stream.CloseAndRecv()
+	default:
+		return status.Error(codes.Unknown, "no method takes it")
+	}
+	return err
+}
