@@ -320,6 +320,9 @@ func (w *world) ask(a ask) reply {
 	if err != nil {
 		w.t.Fatalf("%s %s: reading the answer: %v", a.method, a.path, err)
 	}
+	if resp.Request != nil && undocumented(resp.Request.Method, a.path, resp.StatusCode) {
+		w.t.Errorf("%s %s answered %d, of which the document does not know", a.method, a.path, resp.StatusCode)
+	}
 	return reply{resp.StatusCode, resp.Header, string(b)}
 }
 
