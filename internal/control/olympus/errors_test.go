@@ -8,6 +8,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
 	apiv1 "github.com/tartarus-vm/tartarus/api/v1"
@@ -72,6 +73,51 @@ func TestEveryErrorIsReached(t *testing.T) {
 	}
 }
 
+// A field that this server does not know is refused over gRPC, too, wherever it
+// stands: a newer caller may mean a limit by it.
+func TestUnknownFieldsOverGRPC(t *testing.T) {
+	w := newWorld(t)
+	token := w.token("acme", sandbox.ScopeAdmin)
+	id := string(w.run(token, `{"command":["true"]}`))
+	unknown := protowire.AppendVarint(protowire.AppendTag(nil, 999, protowire.VarintType), 1)
+	grant := &apiv1.Grant{Cidr: "203.0.113.0/24", Ports: []int32{443}}
+	resources := &apiv1.Resources{}
+	grant.ProtoReflect().SetUnknown(unknown)
+	resources.ProtoReflect().SetUnknown(unknown)
+	before := len(w.audits())
+	for field, req := range map[string]proto.Message{
+		"999":                  &apiv1.RunRequest{Command: []string{"id"}},
+		"resources.999":        &apiv1.RunRequest{Command: []string{"id"}, Resources: resources},
+		"network.allow[0].999": &apiv1.RunRequest{Command: []string{"id"}, Network: &apiv1.NetworkContract{Allow: []*apiv1.Grant{grant}}},
+	} {
+		if field == "999" {
+			req.ProtoReflect().SetUnknown(unknown)
+		}
+		w.refusesField(w.call(token, req), field)
+	}
+	if n := len(w.audits()) - before; n != 3 {
+		t.Errorf("%d refusals are in the audit, of 3", n)
+	}
+	for _, req := range []proto.Message{
+		&apiv1.GetRequest{Id: id}, &apiv1.KillRequest{Id: id}, &apiv1.ListNodesRequest{}, &apiv1.StdinRequest{Id: id},
+		&apiv1.LogsRequest{Id: id}, &apiv1.EventsRequest{Id: id},
+	} {
+		req.ProtoReflect().SetUnknown(unknown)
+		w.refusesField(w.call(token, req), "999")
+	}
+}
+
+func (w *world) refusesField(err error, field string) {
+	w.t.Helper()
+	s := status.Convert(err)
+	if s.Code() != codes.InvalidArgument || len(s.Details()) != 1 {
+		w.t.Fatalf("got %v, want a refusal of %s", err, field)
+	}
+	if e, _ := s.Details()[0].(*apiv1.Error); e.GetField() != field || e.GetHint() == "" {
+		w.t.Errorf("got %v, want a refusal of %s", e, field)
+	}
+}
+
 // call is one call over gRPC, of the method that takes req.
 func (w *world) call(token string, req proto.Message) error {
 	w.t.Helper()
@@ -88,6 +134,18 @@ func (w *world) call(token string, req proto.Message) error {
 		_, err = boxes.Kill(ctx, req)
 	case *apiv1.ListNodesRequest:
 		_, err = operators.ListNodes(ctx, req)
+	case *apiv1.LogsRequest:
+		stream, serr := boxes.Logs(ctx, req)
+		if serr != nil {
+			return serr
+		}
+		_, err = stream.Recv()
+	case *apiv1.EventsRequest:
+		stream, serr := boxes.Events(ctx, req)
+		if serr != nil {
+			return serr
+		}
+		_, err = stream.Recv()
 	case *apiv1.StdinRequest:
 		stream, serr := boxes.Stdin(ctx)
 		if serr != nil {

@@ -9,6 +9,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/proto"
 
 	apiv1 "github.com/tartarus-vm/tartarus/api/v1"
 	"github.com/tartarus-vm/tartarus/internal/fault"
@@ -123,6 +124,12 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 	}
 	takeKey(ctx)
 	err = s.do(ctx, m, func() error {
+		// What is wrong with a run is said once its rate was asked, and audited.
+		if msg, ok := req.(proto.Message); ok && info.FullMethod != apiv1.SandboxService_Run_FullMethodName {
+			if err := checkKnown(msg); err != nil {
+				return err
+			}
+		}
 		resp, err = next(ctx, req)
 		return err
 	})

@@ -37,7 +37,7 @@ func (x *sandboxes) Run(ctx context.Context, req *apiv1.RunRequest) (*apiv1.Sand
 		sum := sha256.Sum256(b)
 		c.hash = sandbox.Digest("sha256:" + hex.EncodeToString(sum[:]))
 	}
-	rec, err := x.s.run(ctx, func() (*apiv1.RunRequest, error) { return req, nil })
+	rec, err := x.s.run(ctx, func() (*apiv1.RunRequest, error) { return req, checkKnown(req) })
 	if err != nil {
 		return nil, err
 	}
@@ -254,6 +254,9 @@ func (s *Server) kill(ctx context.Context, rec sandbox.Record, grace time.Durati
 // Logs streams a sandbox's output.
 func (x *sandboxes) Logs(req *apiv1.LogsRequest, stream grpc.ServerStreamingServer[apiv1.LogEntry]) error {
 	ctx := stream.Context()
+	if err := checkKnown(req); err != nil {
+		return err
+	}
 	q, err := logQueryOf(req)
 	if err != nil {
 		return err
@@ -269,6 +272,9 @@ func (x *sandboxes) Logs(req *apiv1.LogsRequest, stream grpc.ServerStreamingServ
 
 // Events streams a sandbox's changes of state.
 func (x *sandboxes) Events(req *apiv1.EventsRequest, stream grpc.ServerStreamingServer[apiv1.Event]) error {
+	if err := checkKnown(req); err != nil {
+		return err
+	}
 	return x.s.held(stream.Context(), func(ctx context.Context) error {
 		return x.s.events(ctx, req, func(e sandbox.Event) error { return stream.Send(eventOf(e)) })
 	})

@@ -22,6 +22,9 @@ func (x *sandboxes) Stdin(stream grpc.ClientStreamingServer[apiv1.StdinRequest, 
 	if err != nil {
 		return err
 	}
+	if err := checkKnown(first); err != nil {
+		return err
+	}
 	in := &messages{stream: stream, id: first.GetId(), rest: first.GetData()}
 	n, err := x.s.stdin(stream.Context(), first.GetId(), in, nil)
 	if err != nil {
