@@ -155,6 +155,7 @@ func TestAThousandFollowersOfOneLog(t *testing.T) {
 				t.Error(err)
 				return
 			}
+			defer resp.Body.Close()
 			n, err := io.CopyBuffer(io.Discard, struct{ io.Reader }{resp.Body}, make([]byte, 4<<10))
 			if err != nil || n != piece*pieces {
 				t.Errorf("a reader got %d bytes of %d, %v", n, piece*pieces, err)
