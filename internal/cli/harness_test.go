@@ -42,6 +42,7 @@ type fakeServer struct {
 	audits []*apiv1.ListAuditRequest
 	ran    *apiv1.RunRequest
 	token  string
+	states []string // that List was asked for
 	kills  []time.Duration
 	stdin  bytes.Buffer
 	ended  chan struct{}
@@ -177,6 +178,9 @@ func (s *fakeServer) Stdin(w grpc.ClientStreamingServer[apiv1.StdinRequest, apiv
 
 func (s *fakeServer) List(ctx context.Context, req *apiv1.ListRequest) (*apiv1.ListResponse, error) {
 	s.note(ctx)
+	s.mu.Lock()
+	s.states = req.GetState()
+	s.mu.Unlock()
 	from := len(req.GetPageToken())
 	size := min(cmp.Or(req.GetPageSize(), 2), 2)
 	to := min(from+int(size), len(s.list))

@@ -56,6 +56,9 @@ func settingOf(flag string) setting {
 	return all[slices.IndexFunc(all, func(s setting) bool { return s.flag == flag })]
 }
 
+// settingMark tells the flags of settings from others of the same name.
+const settingMark = "setting"
+
 // settingFlag adds the flag of a setting, whose value goes to p: a *string, a
 // *bool, a *[]string or a value of our own that holds its default.
 func settingFlag(f *pflag.FlagSet, p any, flag, short string) {
@@ -70,6 +73,7 @@ func settingFlag(f *pflag.FlagSet, p any, flag, short string) {
 	case pflag.Value:
 		f.VarP(p, flag, short, s.usage)
 	}
+	f.Lookup(flag).Annotations = map[string][]string{settingMark: {s.key()}}
 }
 
 // settle gives every setting of c that no flag said the value that a variable
@@ -80,7 +84,7 @@ func (a *app) settle(c *cobra.Command) error {
 		return err
 	}
 	for _, s := range settings() {
-		f := c.Flags().Lookup(s.flag)
+		f := settingIn(c, s.flag)
 		if f == nil || f.Changed {
 			continue
 		}
@@ -95,6 +99,18 @@ func (a *app) settle(c *cobra.Command) error {
 			return withHint(fmt.Errorf("%s: %q is no %s", from, text, wanted(f)), "`tartarus help config` lists the settings")
 		}
 		a.said[s.flag] = from
+	}
+	return nil
+}
+
+// settingIn is the flag of a setting that c has; nil for none. A command may
+// have another flag of that name (the states of ps), behind which the
+// setting's is still there.
+func settingIn(c *cobra.Command, name string) *pflag.Flag {
+	for _, set := range []*pflag.FlagSet{c.Flags(), c.Root().PersistentFlags()} {
+		if f := set.Lookup(name); f != nil && f.Annotations[settingMark] != nil {
+			return f
+		}
 	}
 	return nil
 }

@@ -53,6 +53,18 @@ func TestWhichSettingHolds(t *testing.T) {
 	if r := c.main(t, "up"); r.code != 0 || got.Listen != "127.0.0.1:7777" || got.StateDir != "" || got.Hosts != nil {
 		t.Errorf("%+v, %+v", r, got)
 	}
+	// The states that ps asks for are no setting; the folder still is.
+	var dir string
+	c = call{env: map[string]string{"TARTARUS_STATE": "/state"}, inside: Inside{Sockets: func(state string) []string { dir = state; return nil }}}
+	if r := c.main(t, "ps", "--state", "queued"); r.code != 1 || !strings.Contains(r.errout, "no server is running") || dir != "/state" {
+		t.Errorf("%+v, looked in %q", r, dir)
+	}
+	fake := newFake()
+	ps := with(fake.listen(t))
+	ps.env["TARTARUS_STATE"] = "/state"
+	if r := ps.main(t, "ps", "-a"); r.code != 0 || len(fake.states) > 0 {
+		t.Errorf("%+v, asked for %v", r, fake.states)
+	}
 	// A policy that is a setting is up's, and no hindrance to call a server.
 	s := with(newFake().listen(t))
 	s.env["TARTARUS_POLICY"] = "p.yaml"
