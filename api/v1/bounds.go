@@ -68,6 +68,9 @@ func sayParameter(p any, input protoreflect.MessageDescriptor) {
 	schema, _ := parameter["schema"].(object)
 	if f := input.Fields().ByName(protoreflect.Name(name)); f != nil && schema != nil {
 		sayField(schema, f)
+		if f.Kind() == protoreflect.BoolKind {
+			parameter["allowEmptyValue"] = true // ?follow
+		}
 	}
 }
 
