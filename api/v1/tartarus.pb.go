@@ -4218,9 +4218,9 @@ const file_v1_tartarus_proto_rawDesc = "" +
 	"\x04text\x18\r \x01(\fR\x04text\x12\x1e\n" +
 	"\n" +
 	"difference\x18\x0e \x01(\tR\n" +
-	"difference\",\n" +
-	"\x10GetPolicyRequest\x12\x18\n" +
-	"\aversion\x18\x01 \x01(\tR\aversion\"\x98\x02\n" +
+	"difference\"N\n" +
+	"\x10GetPolicyRequest\x12:\n" +
+	"\aversion\x18\x01 \x01(\tB \xf2\xe0\x18\x1c2\x1a^(sha256:)?[0-9a-f]{4,64}$R\aversion\"\x98\x02\n" +
 	"\x06Policy\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x12\n" +
 	"\x04text\x18\x02 \x01(\tR\x04text\x12\x14\n" +
@@ -4232,12 +4232,12 @@ const file_v1_tartarus_proto_rawDesc = "" +
 	"\rPolicyProblem\x12\x18\n" +
 	"\amessage\x18\x01 \x01(\tR\amessage\x12\x12\n" +
 	"\x04hint\x18\x02 \x01(\tR\x04hint\x120\n" +
-	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"S\n" +
-	"\x13ListPoliciesRequest\x12\x1e\n" +
+	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\x85\x01\n" +
+	"\x13ListPoliciesRequest\x128\n" +
 	"\n" +
-	"page_token\x18\x01 \x01(\tR\n" +
-	"page_token\x12\x1c\n" +
-	"\tpage_size\x18\x02 \x01(\x05R\tpage_size\"q\n" +
+	"page_token\x18\x01 \x01(\tB\x18\xf2\xe0\x18\x142\x12^[1-9][0-9]{0,17}$R\n" +
+	"page_token\x124\n" +
+	"\tpage_size\x18\x02 \x01(\x05B\x16\xf2\xe0\x18\x12\x11\x00\x00\x00\x00\x00\x00\x00\x00\x19\x00\x00\x00\x00\x00@\x8f@R\tpage_size\"q\n" +
 	"\x14ListPoliciesResponse\x12/\n" +
 	"\bpolicies\x18\x01 \x03(\v2\x13.tartarus.v1.PolicyR\bpolicies\x12(\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\x0fnext_page_token\"\x9a\x01\n" +

@@ -175,7 +175,7 @@ func TestTheContractsBoundsOfAURLHold(t *testing.T) {
 	tried := 0
 	for verbPath, message := range map[string]protoreflect.Name{
 		"GET /sandbox": "ListRequest", "GET /sandbox/" + id + "/logs": "LogsRequest", "GET /sandbox/" + id + "/events": "EventsRequest",
-		"DELETE /sandbox/" + id: "KillRequest", "GET /audit": "ListAuditRequest",
+		"DELETE /sandbox/" + id: "KillRequest", "GET /audit": "ListAuditRequest", "GET /policy": "GetPolicyRequest", "GET /policies": "ListPoliciesRequest",
 	} {
 		verb, path, _ := strings.Cut(verbPath, " ")
 		fields := apiv1.File_v1_tartarus_proto.Messages().ByName(message).Fields()
