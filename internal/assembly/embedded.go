@@ -49,6 +49,7 @@ type Config struct {
 	TLSKey   string
 	Hosts    []string // further names of the server
 	VMM      cli.VMMOptions
+	AllowTCG bool // callers beyond loopback are served without KVM, too
 
 	// Local is everything for one command: a folder and lock of its own, no
 	// socket, and VMs that end with this process.
@@ -388,6 +389,9 @@ func (e *embedded) serve(server *olympus.Server) runner.Service {
 			if err != nil {
 				return errors.Join(err, listeners[1].Close())
 			}
+			if err := e.mayServe(l.Addr()); err != nil {
+				return errors.Join(err, l.Close(), listeners[1].Close())
+			}
 			listeners = append(listeners, l)
 			e.addresses = append(e.addresses, scheme+l.Addr().String())
 			return nil
@@ -395,6 +399,17 @@ func (e *embedded) serve(server *olympus.Server) runner.Service {
 		Run:         func(ctx context.Context) error { return server.Serve(ctx, listeners...) },
 		StopTimeout: 15 * time.Second,
 	}
+}
+
+// mayServe refuses callers beyond this host where nothing but the VMM's
+// confinement stands between their code and it, unless that was said.
+func (e *embedded) mayServe(addr net.Addr) error {
+	a, ok := addr.(*net.TCPAddr)
+	if !ok || a.IP.IsLoopback() || e.cfg.AllowTCG || e.driver.Info().Accelerator == "kvm" {
+		return nil
+	}
+	return fault.New(fault.Unsupported, "VMs run without KVM here (TCG), which is no security boundary of its own, and %s is beyond this host", addr).
+		WithHint("Use a host where `tartarus doctor` finds KVM usable, listen on loopback, or say that it may be: --allow-tcg.")
 }
 
 var _ ledger.Ledger = (*sqliteledger.Ledger)(nil)

@@ -92,6 +92,7 @@ type Local struct {
 type UpOptions struct {
 	StateDir string
 	Policy   string
+	AllowTCG bool   // VMs without KVM may run for callers beyond loopback
 	Listen   string // host:port; beyond loopback with TLS alone
 	TLSCert  string // file; with TLSKey
 	TLSKey   string

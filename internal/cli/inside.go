@@ -43,6 +43,7 @@ address, under the names that the certificate is for.`,
 	settingFlag(f, &o.Listen, "listen", "")
 	settingFlag(f, &o.TLSCert, "tls-cert", "")
 	settingFlag(f, &o.TLSKey, "tls-key", "")
+	settingFlag(f, &o.AllowTCG, "allow-tcg", "")
 	settingFlag(f, &o.Hosts, "host", "")
 	settingFlag(f, &o.Policy, "policy", "")
 	o.VMM.flags(c)
@@ -117,7 +118,7 @@ func (o *VMMOptions) flags(c *cobra.Command) {
 	settingFlag(f, &o.Driver, "driver", "")
 	settingFlag(f, &o.Firecracker, "firecracker", "")
 	settingFlag(f, &o.InsecureTestVMM, "insecure-test-vmm", "")
-	f.StringVar(&o.UIDs, "vmm-uids", "", "`FIRST-LAST`: user IDs of the host for VMMs, one each, as root; the same for all processes (200000-225999)")
+	settingFlag(f, &o.UIDs, "vmm-uids", "")
 	_ = c.RegisterFlagCompletionFunc("driver", cobra.FixedCompletions([]string{"firecracker", "qemu"}, cobra.ShellCompDirectiveNoFileComp)) // the flag is there
 }
 

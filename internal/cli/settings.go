@@ -37,6 +37,8 @@ func settings() []setting {
 		{flag: "driver", usage: "what VMs run in: the `NAME` firecracker or qemu; without, the best that works here"},
 		{flag: "firecracker", usage: "`PATH` of a Firecracker, its jailer beside it, instead of the one that setup installed"},
 		{flag: "insecure-test-vmm", usage: "let a version of it run that is for tests alone"},
+		{flag: "allow-tcg", usage: "take runs from beyond loopback though VMs run without KVM, which QEMU calls no security boundary"},
+		{flag: "vmm-uids", usage: "`FIRST-LAST`: user IDs of the host for VMMs, one each, as root; the same for all processes (200000-225999)"},
 	}
 }
 
