@@ -94,7 +94,7 @@ func bootOnce(ctx context.Context, d Driver, s Spec, connect func(context.Contex
 	}
 	switch {
 	case ctx.Err() != nil:
-	case ended(vm):
+	case ends(actx, vm):
 		again = true
 		err = fmt.Errorf("attempt %d: the VM ended before its guest answered (%s): %w", a.n, vm.Exit(), err)
 	case actx.Err() != nil:
@@ -152,7 +152,20 @@ func (a attempt) watch(ctx context.Context, vm VM, began time.Time) (_ context.C
 	}
 }
 
-func ended(vm VM) bool {
+// endGrace is how long after its stream broke a VM may be seen to have ended:
+// the stream goes first.
+const endGrace = time.Second
+
+// ends reports whether a VM has ended, or does within endGrace.
+func ends(ctx context.Context, vm VM) bool {
+	t := time.NewTimer(endGrace)
+	defer t.Stop()
+	select {
+	case <-vm.Done():
+		return true
+	case <-t.C:
+	case <-ctx.Done():
+	}
 	select {
 	case <-vm.Done():
 		return true

@@ -130,6 +130,30 @@ func TestBootConnectFails(t *testing.T) {
 	}
 }
 
+// TestBootStreamBreaksFirst: of a VM that dies the stream may break before it
+// is seen to have ended; it is started anew all the same.
+func TestBootStreamBreaksFirst(t *testing.T) {
+	s := spec(t)
+	synctest.Test(t, func(t *testing.T) {
+		d := fakevm.New(fakevm.Config{})
+		calls := 0
+		connect := func(ctx context.Context, vm tartarus.VM) error {
+			if calls++; calls > 1 {
+				return dial(ctx, vm)
+			}
+			time.AfterFunc(100*time.Millisecond, func() { _ = vm.Kill(context.WithoutCancel(ctx)) })
+			return errors.New("the stream broke")
+		}
+		vm, n, err := tartarus.Boot(t.Context(), d, s, connect, tartarus.BootPolicy{})
+		if err != nil || n != 2 {
+			t.Fatalf("attempt %d: %v", n, err)
+		}
+		if err := vm.Kill(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // TestBootCancelled: when the caller gives up, the VM is killed, and no other
 // is started.
 func TestBootCancelled(t *testing.T) {
