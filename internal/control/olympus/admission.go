@@ -193,6 +193,7 @@ func (a *Admission) seal(j judged) (judged, error) {
 // refuse writes down what the bench refused: a record where the policy did,
 // an audit entry where it was a quota.
 func (a *Admission) refuse(ctx context.Context, rec sandbox.Record, o judges.Outcome, audit sandbox.AuditEntry) error {
+	ctx = context.WithoutCancel(ctx) // who hangs up is in the audit all the same
 	out := refusal{error: o.Err(), reasons: o.Verdict.Reasons}
 	if o.Kind != fault.PolicyDenied {
 		if err := a.cfg.Ledger.Audit(ctx, audit); err != nil {
@@ -217,6 +218,7 @@ func (a *Admission) refuse(ctx context.Context, rec sandbox.Record, o judges.Out
 // refused writes the audit entry of a request that came to no verdict. Without
 // it there is no answer but unavailable.
 func (a *Admission) refused(ctx context.Context, call aeacus.Call, policy *themis.Policy, err error) error {
+	ctx = context.WithoutCancel(ctx) // who hangs up is in the audit all the same
 	if werr := a.cfg.Ledger.Audit(ctx, aeacus.Refused(call, aeacus.Run, policy.Version(), err)); werr != nil {
 		return unwritten(werr)
 	}

@@ -1,6 +1,7 @@
 package olympus_test
 
 import (
+	"context"
 	"errors"
 	"strings"
 	"testing"
@@ -70,6 +71,26 @@ func TestEveryErrorIsReached(t *testing.T) {
 				t.Errorf("gRPC's detail is %v", e)
 			}
 		})
+	}
+}
+
+// Who is refused and hangs up before the answer is in the audit all the same.
+func TestWhoHangsUpIsAudited(t *testing.T) {
+	w := newWorld(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for want, req := range map[fault.Kind]sandbox.Request{
+		fault.InvalidArgument: {}, fault.PolicyDenied: {Command: []string{"id"}, User: "root"},
+		fault.QuotaExceeded: {Command: []string{"id"}, Resources: sandbox.Resources{VCPUs: 2}},
+	} {
+		before := len(w.audits())
+		_, _, err := w.cfg.Admission.Run(ctx, olympus.Entry{
+			Principal: sandbox.Principal{Tenant: "tiny", Scopes: []sandbox.Scope{sandbox.ScopeRun}},
+			Decode:    func() (sandbox.Request, error) { return req, nil },
+		})
+		if !fault.Is(err, want) || len(w.audits()) != before+1 {
+			t.Errorf("got %v, want %v, and the audit %q", err, want, w.audits()[before:])
+		}
 	}
 }
 

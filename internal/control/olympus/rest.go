@@ -117,11 +117,6 @@ func (s *Server) route(m *method, e endpoint) http.Handler {
 		if !ok {
 			w = newAnswer(rw, s.cfg.WriteTimeout)
 		}
-		if r.ProtoMajor == 1 && r.ContentLength != 0 {
-			// Until its body was read: else the HTTP server would wait for
-			// the rest of it before it sends an answer.
-			w.Header().Set("Connection", "close")
-		}
 		err := s.do(r.Context(), m, func() error {
 			if r.ContentLength != 0 && r.Method != http.MethodPost {
 				return fault.Invalid("", "Put parameters into the URL.", "%s takes no body", r.Method)

@@ -120,6 +120,11 @@ func (s *Server) serve(rw http.ResponseWriter, r *http.Request) {
 	h.Set("Content-Security-Policy", "default-src 'none'; sandbox")
 	h.Set("Cache-Control", "no-store")
 	r = r.WithContext(nodewire.WithRequestID(context.WithValue(r.Context(), callKey{}, c), c.requestID))
+	if r.ProtoMajor == 1 && r.ContentLength != 0 {
+		// Until its body was read: else the HTTP server would wait for the rest
+		// of it before it sends an answer, for ever.
+		h.Set("Connection", "close")
+	}
 	if from.name == "" && !s.knows(r.Host) {
 		writeError(w, fault.Invalid("Host", "Call it by its loopback address, as in http://127.0.0.1:7777, or by a name of its certificate; up takes further ones with --host.",
 			"%q is not a name of this server", shorten(r.Host)), c.requestID)
