@@ -155,9 +155,11 @@ func TestSecondUpIsRefused(t *testing.T) {
 	s.stop()
 }
 
-// policyOfEight lets a tenant run eight sandboxes at a time.
+// policyOfEight lets a tenant run eight sandboxes at a time, and gives each the
+// time to boot that it takes on a host with much else to do.
 const policyOfEight = `
 version: 1
+defaults: {start_timeout: 10m}
 tenants:
   local:
     quota: {live: 1000, running: 8, vcpus: 64, memory_mib: 65536, disk_mib: 262144, rate_per_minute: 100000, burst: 1000}
