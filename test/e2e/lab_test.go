@@ -15,19 +15,21 @@ import (
 	"time"
 
 	"github.com/tartarus-vm/tartarus/internal/testkit"
+
+	"github.com/tartarus-vm/tartarus/test/realvm"
 )
 
 // TestLabRoad: the whole road on Firecracker, by the command line and over
 // HTTP, and the record says what the VM ran in.
 func TestLabRoad(t *testing.T) {
-	state := newState(t)
-	r := finish(t, tartarusCmd(patience(t), state, "run", "--", "uname", "-a"))
-	if r.code != 0 || !strings.HasPrefix(r.stdout, "Linux sb-") {
+	state := realvm.NewState(t)
+	r := realvm.Finish(t, realvm.Command(realvm.Patience(t), state, "run", "--", "uname", "-a"))
+	if r.Code != 0 || !strings.HasPrefix(r.Stdout, "Linux sb-") {
 		t.Errorf("%+v", r)
 	}
-	s := startServer(t, state, orders(t), "")
-	code, b := s.call("POST", "/sandbox/run?wait=120s", `{"command": ["sh", "-c", "id -u; exit 4"]}`)
-	rec := decode[record](t, b)
+	s := realvm.StartServer(t, state, orders(t), "")
+	code, b := s.Call("POST", "/sandbox/run?wait=120s", `{"command": ["sh", "-c", "id -u; exit 4"]}`)
+	rec := realvm.Decode[realvm.Record](t, b)
 	if code != http.StatusOK || rec.Exit.Cause != "exited" || rec.Exit.Code == nil || *rec.Exit.Code != 4 {
 		t.Errorf("%d %s", code, b)
 	}
@@ -39,14 +41,14 @@ func TestLabRoad(t *testing.T) {
 			t.Errorf("without the layer %s: %+v", layer, rec.Isolation)
 		}
 	}
-	s.stop()
-	nothingLeft(t, state)
+	s.Stop()
+	realvm.NothingLeft(t, state)
 }
 
 // TestLabNothingIsLeft: after twelve runs, four of them killed at random
 // moments in different ways, the host is as it was.
 func TestLabNothingIsLeft(t *testing.T) {
-	state := newState(t)
+	state := realvm.NewState(t)
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 0))
@@ -59,8 +61,8 @@ func TestLabNothingIsLeft(t *testing.T) {
 	if err := os.WriteFile(policy, []byte(policyOfNetwork), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	s := startServer(t, state, orders(t), policy)
-	kills := []func(s *server, id string){killByCall, killVMM, killByCall, killVMM}
+	s := realvm.StartServer(t, state, orders(t), policy)
+	kills := []func(s *realvm.Server, id string){killByCall, killVMM, killByCall, killVMM}
 	var wg sync.WaitGroup
 	turns := make(chan struct{}, 3) // how many at once
 	for i := range 12 {
@@ -70,21 +72,21 @@ func TestLabNothingIsLeft(t *testing.T) {
 		}
 		moment := time.Duration(random.Int64N(int64(10 * time.Second)))
 		turns <- struct{}{}
-		rec := s.run(fmt.Sprintf(`{"command": ["sh", "-c", "echo %d"]%s}`, i, network))
+		rec := s.Run(fmt.Sprintf(`{"command": ["sh", "-c", "echo %d"]%s}`, i, network))
 		wg.Go(func() {
 			defer func() { <-turns }()
 			if i%3 == 2 { // the others end by themselves
 				time.Sleep(moment)
 				kills[i/3](s, rec.ID)
 			}
-			rec = s.ended(rec.ID)
+			rec = s.Ended(rec.ID)
 			if killed := i%3 == 2; !killed && rec.State != "succeeded" || killed && !slices.Contains([]string{"exited", "killed", "guest_lost", "start_failed"}, rec.Exit.Cause) {
 				t.Errorf("run %d: %+v", i, rec)
 			}
 		})
 	}
 	wg.Wait()
-	s.stop()
+	s.Stop()
 	after, err := testkit.TakeInventory(scope)
 	if err != nil {
 		t.Fatal(err)
@@ -92,20 +94,20 @@ func TestLabNothingIsLeft(t *testing.T) {
 	if more, less := after.More(before), before.More(after); len(more)+len(less) > 0 {
 		t.Errorf("there is more: %q, and less: %q", more, less)
 	}
-	nothingLeft(t, state)
+	realvm.NothingLeft(t, state)
 }
 
-func killByCall(s *server, id string) {
-	if code, b := s.call("DELETE", "/sandbox/"+id+"?grace=0s", ""); code != http.StatusOK {
-		s.t.Errorf("killing %s: %d %s", id, code, b)
+func killByCall(s *realvm.Server, id string) {
+	if code, b := s.Call("DELETE", "/sandbox/"+id+"?grace=0s", ""); code != http.StatusOK {
+		s.T.Errorf("killing %s: %d %s", id, code, b)
 	}
 }
 
 // killVMM kills every process of the sandbox's VM at once, if there are any.
-func killVMM(s *server, id string) {
+func killVMM(s *realvm.Server, id string) {
 	procs, err := os.ReadDir("/proc")
 	if err != nil {
-		s.t.Error(err)
+		s.T.Error(err)
 	}
 	for _, p := range procs {
 		pid, err := strconv.Atoi(p.Name())

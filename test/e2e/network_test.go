@@ -23,6 +23,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/tartarus-vm/tartarus/test/realvm"
 )
 
 // hostVar names the state folder to a process of this test that plays the
@@ -41,7 +43,7 @@ func TestNetwork(t *testing.T) {
 		t.Log("an ordinary user has no network cards to give")
 		return
 	}
-	state := newState(t)
+	state := realvm.NewState(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "/proc/self/exe", "-test.run=^TestNetwork$", "-test.v")
@@ -50,7 +52,7 @@ func TestNetwork(t *testing.T) {
 	if out, err := cmd.CombinedOutput(); err != nil || !bytes.Contains(out, []byte("--- PASS: TestNetwork")) {
 		t.Errorf("%v\n%s", err, out)
 	}
-	nothingLeft(t, state)
+	realvm.NothingLeft(t, state)
 }
 
 // policyOfNetwork grants more than the runs ask for, and more than any node
@@ -74,21 +76,21 @@ func onHost(t *testing.T, state string) {
 	beyond(t)
 	before := networkOf(t)
 	run := func(args ...string) *exec.Cmd {
-		return tartarusCmd(patience(t), state, append([]string{"run", "--local", "--policy", policy}, args...)...)
+		return realvm.Command(realvm.Patience(t), state, append([]string{"run", "--local", "--policy", policy}, args...)...)
 	}
 
 	// The built-in policy grants nothing, and this one not everything.
-	r := finish(t, tartarusCmd(patience(t), state, "run", "--local", "--allow", "198.51.100.10/32:80", "--", "true"))
-	if r.code != 125 || !strings.Contains(r.stderr, "does not allow") {
+	r := realvm.Finish(t, realvm.Command(realvm.Patience(t), state, "run", "--local", "--allow", "198.51.100.10/32:80", "--", "true"))
+	if r.Code != 125 || !strings.Contains(r.Stderr, "does not allow") {
 		t.Errorf("without a policy that grants it: %+v", r)
 	}
-	r = finish(t, run("--allow", "203.0.113.1/32:80", "--", "true"))
-	if r.code != 125 || !strings.Contains(r.stderr, "does not allow") {
+	r = realvm.Finish(t, run("--allow", "203.0.113.1/32:80", "--", "true"))
+	if r.Code != 125 || !strings.Contains(r.Stderr, "does not allow") {
 		t.Errorf("what the policy does not grant: %+v", r)
 	}
 
-	r = finish(t, run("--allow", "api.example.com:443", "--", "true"))
-	if r.code != 125 || !strings.Contains(r.stderr, "by name") {
+	r = realvm.Finish(t, run("--allow", "api.example.com:443", "--", "true"))
+	if r.Code != 125 || !strings.Contains(r.Stderr, "by name") {
 		t.Errorf("a grant by name is not told that it cannot be held: %+v", r)
 	}
 
@@ -97,16 +99,16 @@ func onHost(t *testing.T, state string) {
 
 	script := "for u in 198.51.100.10 198.51.100.10:81 198.51.100.11 192.0.2.1 172.16.0.1 172.16.0.1:8080 " + address + ":8080; do " +
 		`printf '%s ' $u; wget -qO- http://$u 2>/dev/null || echo nothing; done; ip -4 -o addr show eth0 | grep -c inet; ls /sys/class/net | wc -l`
-	r = finish(t, run("--allow", "198.51.100.10/32:80", "--allow", "172.16.0.0/12:80,8080", "--allow", "192.0.2.0/24:80", "--", "sh", "-c", script))
+	r = realvm.Finish(t, run("--allow", "198.51.100.10/32:80", "--allow", "172.16.0.0/12:80,8080", "--allow", "192.0.2.0/24:80", "--", "sh", "-c", script))
 	want := "198.51.100.10 the internet sees 192.0.2.1\n198.51.100.10:81 nothing\n198.51.100.11 nothing\n192.0.2.1 nothing\n172.16.0.1 nothing\n172.16.0.1:8080 nothing\n" +
 		address + ":8080 nothing\n1\n2\n"
-	if r.code != 0 || r.stdout != want {
+	if r.Code != 0 || r.Stdout != want {
 		t.Errorf("%+v, want\n%s", r, want)
 	}
 
 	// It is as in the documentation.
-	r = finish(t, run("--allow", "198.51.100.10/32:80", "--", "wget", "-qO-", "http://198.51.100.10"))
-	if r.code != 0 || r.stdout != "the internet sees 192.0.2.1\n" {
+	r = realvm.Finish(t, run("--allow", "198.51.100.10/32:80", "--", "wget", "-qO-", "http://198.51.100.10"))
+	if r.Code != 0 || r.Stdout != "the internet sees 192.0.2.1\n" {
 		t.Errorf("%+v", r)
 	}
 
@@ -116,8 +118,8 @@ func onHost(t *testing.T, state string) {
 		t.Fatal(err)
 	}
 	_ = other.Wait() // it was killed
-	r = finish(t, run("--", "sh", "-c", "ls /sys/class/net"))
-	if r.code != 0 || r.stdout != "lo\n" {
+	r = realvm.Finish(t, run("--", "sh", "-c", "ls /sys/class/net"))
+	if r.Code != 0 || r.Stdout != "lo\n" {
 		t.Errorf("a sandbox without a contract: %+v", r)
 	}
 	if after := networkOf(t); !slices.Equal(after, before) {

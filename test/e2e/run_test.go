@@ -11,31 +11,33 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/tartarus-vm/tartarus/test/realvm"
 )
 
 // As root and as an ordinary user: streams apart, the command's exit code, and
 // nothing left.
 func TestRun(t *testing.T) {
 	const script = "echo out; echo err >&2; exit 3"
-	check := func(t *testing.T, r result) {
+	check := func(t *testing.T, r realvm.Result) {
 		t.Helper()
-		if r.stdout != "out\n" || r.stderr != "err\n" || r.code != 3 {
-			t.Errorf("stdout %q, stderr %q, exit code %d", r.stdout, r.stderr, r.code)
+		if r.Stdout != "out\n" || r.Stderr != "err\n" || r.Code != 3 {
+			t.Errorf("stdout %q, stderr %q, exit code %d", r.Stdout, r.Stderr, r.Code)
 		}
 	}
 	t.Run("this user", func(t *testing.T) {
-		state := newState(t)
-		check(t, finish(t, tartarusCmd(patience(t), state, "run", "--", "sh", "-c", script)))
-		nothingLeft(t, state)
+		state := realvm.NewState(t)
+		check(t, realvm.Finish(t, realvm.Command(realvm.Patience(t), state, "run", "--", "sh", "-c", script)))
+		realvm.NothingLeft(t, state)
 	})
 	t.Run("an ordinary user", func(t *testing.T) {
 		if os.Geteuid() != 0 {
 			return // the case above was that
 		}
-		state := newState(t)
-		c := asNobody(t, tartarusCmd(patience(t), state, "run", "--", "sh", "-c", script), state)
-		check(t, finish(t, c))
-		nothingLeft(t, state)
+		state := realvm.NewState(t)
+		c := asNobody(t, realvm.Command(realvm.Patience(t), state, "run", "--", "sh", "-c", script), state)
+		check(t, realvm.Finish(t, c))
+		realvm.NothingLeft(t, state)
 	})
 }
 
@@ -83,64 +85,64 @@ func asNobody(t *testing.T, c *exec.Cmd, state string) *exec.Cmd {
 
 // The default template for people: Python, out of Debian's own packages.
 func TestPythonOnDebian(t *testing.T) {
-	state, err := prepared("debian")
+	state, err := realvm.Prepared("debian")
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := finish(t, tartarusCmd(patience(t), state, "run", "--local", "--template", "debian", "--", "python3", "-c", "print(40+2)"))
-	if r.stdout != "42\n" || r.code != 0 {
-		t.Errorf("stdout %q, stderr %q, exit code %d", r.stdout, r.stderr, r.code)
+	r := realvm.Finish(t, realvm.Command(realvm.Patience(t), state, "run", "--local", "--template", "debian", "--", "python3", "-c", "print(40+2)"))
+	if r.Stdout != "42\n" || r.Code != 0 {
+		t.Errorf("stdout %q, stderr %q, exit code %d", r.Stdout, r.Stderr, r.Code)
 	}
-	nothingLeft(t, state)
+	realvm.NothingLeft(t, state)
 }
 
 func TestStdinIsPassedOn(t *testing.T) {
-	c := tartarusCmd(patience(t), newState(t), "run", "--", "cat")
+	c := realvm.Command(realvm.Patience(t), realvm.NewState(t), "run", "--", "cat")
 	c.Stdin = strings.NewReader("hi\n")
-	if r := finish(t, c); r.stdout != "hi\n" || r.code != 0 {
-		t.Errorf("stdout %q, stderr %q, exit code %d", r.stdout, r.stderr, r.code)
+	if r := realvm.Finish(t, c); r.Stdout != "hi\n" || r.Code != 0 {
+		t.Errorf("stdout %q, stderr %q, exit code %d", r.Stdout, r.Stderr, r.Code)
 	}
 }
 
 func TestEnvAndFilesReachTheCommand(t *testing.T) {
-	state := newState(t)
+	state := realvm.NewState(t)
 	file := filepath.Join(filepath.Dir(state), "job.sh")
 	if err := os.WriteFile(file, []byte("echo $GREETING from $(pwd) by $(id -un)\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	r := finish(t, tartarusCmd(patience(t), state, "run", "--env", "GREETING=hello", "--file", file+":/work/job.sh", "--", "sh", "job.sh"))
-	if r.stdout != "hello from /work by sandbox\n" || r.code != 0 {
-		t.Errorf("stdout %q, stderr %q, exit code %d", r.stdout, r.stderr, r.code)
+	r := realvm.Finish(t, realvm.Command(realvm.Patience(t), state, "run", "--env", "GREETING=hello", "--file", file+":/work/job.sh", "--", "sh", "job.sh"))
+	if r.Stdout != "hello from /work by sandbox\n" || r.Code != 0 {
+		t.Errorf("stdout %q, stderr %q, exit code %d", r.Stdout, r.Stderr, r.Code)
 	}
 }
 
 func TestCommandThatIsNotThere(t *testing.T) {
-	r := finish(t, tartarusCmd(patience(t), newState(t), "run", "--", "no-such-command"))
-	if r.code != 125 || !strings.Contains(r.stderr, "start_failed") || !strings.Contains(r.stderr, "no-such-command") {
-		t.Errorf("stderr %q, exit code %d", r.stderr, r.code)
+	r := realvm.Finish(t, realvm.Command(realvm.Patience(t), realvm.NewState(t), "run", "--", "no-such-command"))
+	if r.Code != 125 || !strings.Contains(r.Stderr, "start_failed") || !strings.Contains(r.Stderr, "no-such-command") {
+		t.Errorf("stderr %q, exit code %d", r.Stderr, r.Code)
 	}
 }
 
 // Each run in one process has a folder, a lock and user IDs of its own.
 func TestTenRunsAtOnce(t *testing.T) {
-	state := newState(t)
+	state := realvm.NewState(t)
 	var wg sync.WaitGroup
 	for i := range 10 {
 		wg.Go(func() {
-			r := finish(t, tartarusCmd(patience(t), state, "run", "--local", "--", "echo", fmt.Sprint(i)))
-			if r.stdout != fmt.Sprintln(i) || r.code != 0 {
-				t.Errorf("run %d: stdout %q, stderr %q, exit code %d", i, r.stdout, r.stderr, r.code)
+			r := realvm.Finish(t, realvm.Command(realvm.Patience(t), state, "run", "--local", "--", "echo", fmt.Sprint(i)))
+			if r.Stdout != fmt.Sprintln(i) || r.Code != 0 {
+				t.Errorf("run %d: stdout %q, stderr %q, exit code %d", i, r.Stdout, r.Stderr, r.Code)
 			}
 		})
 	}
 	wg.Wait()
-	nothingLeft(t, state)
+	realvm.NothingLeft(t, state)
 }
 
 // A run that is killed takes its VM with it, and the next one sweeps the rest.
 func TestKilledRunLeavesNothing(t *testing.T) {
-	state := newState(t)
-	c := tartarusCmd(patience(t), state, "run", "--local", "--", "sh", "-c", "echo up; sleep 100")
+	state := realvm.NewState(t)
+	c := realvm.Command(realvm.Patience(t), state, "run", "--local", "--", "sh", "-c", "echo up; sleep 100")
 	out, err := c.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -153,10 +155,10 @@ func TestKilledRunLeavesNothing(t *testing.T) {
 	}
 	_ = c.Process.Kill()
 	_ = c.Wait()
-	if r := finish(t, tartarusCmd(patience(t), state, "run", "--local", "--", "true")); r.code != 0 {
-		t.Errorf("the next run: %q, exit code %d", r.stderr, r.code)
+	if r := realvm.Finish(t, realvm.Command(realvm.Patience(t), state, "run", "--local", "--", "true")); r.Code != 0 {
+		t.Errorf("the next run: %q, exit code %d", r.Stderr, r.Code)
 	}
-	nothingLeft(t, state)
+	realvm.NothingLeft(t, state)
 }
 
 func readFull(r io.Reader, b []byte) bool {
@@ -165,8 +167,8 @@ func readFull(r io.Reader, b []byte) bool {
 }
 
 func TestInterruptKills(t *testing.T) {
-	state := newState(t)
-	c := tartarusCmd(patience(t), state, "run", "--", "sh", "-c", "echo up; sleep 100")
+	state := realvm.NewState(t)
+	c := realvm.Command(realvm.Patience(t), state, "run", "--", "sh", "-c", "echo up; sleep 100")
 	out, err := c.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -188,5 +190,5 @@ func TestInterruptKills(t *testing.T) {
 	if d := time.Since(began); d > 20*time.Second {
 		t.Errorf("it took %v", d)
 	}
-	nothingLeft(t, state)
+	realvm.NothingLeft(t, state)
 }

@@ -11,9 +11,9 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
-	"syscall"
 	"testing"
+
+	"github.com/tartarus-vm/tartarus/test/realvm"
 )
 
 // The markers of what is secret, and of what is not: that one shows that the
@@ -38,86 +38,10 @@ func secretForms() []string {
 
 func b64(s string) string { return base64.StdEncoding.EncodeToString([]byte(s)) }
 
-// upProcess is a `tartarus up` as users start it.
-type upProcess struct {
-	server
-	log syncLog
-}
-
-type syncLog struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *syncLog) add(line string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.b.WriteString(line)
-}
-
-func (l *syncLog) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
-// startUp starts an up that tells everything it does, and waits until it
-// answers.
-func startUp(t *testing.T, state string, flags ...string) *upProcess {
-	t.Helper()
-	u := &upProcess{server: server{t: t, stderr: &bytes.Buffer{}}}
-	u.cmd = tartarusCmd(t.Context(), state, append([]string{"up", "-v", "--listen", "127.0.0.1:0"}, flags...)...)
-	u.cmd.Env = append(u.cmd.Env, "PLANTED="+openEnv)
-	u.cmd.Cancel = func() error { return u.cmd.Process.Signal(syscall.SIGTERM) }
-	out, err := u.cmd.StderrPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := u.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(u.kill) // does nothing after end
-	address := make(chan string, 1)
-	go func() {
-		defer close(address)
-		for r := bufio.NewReader(out); ; {
-			line, err := r.ReadString('\n')
-			u.log.add(line)
-			if a, ok := strings.CutPrefix(line, "tartarus: listening on http"); ok {
-				address <- "http" + strings.TrimSpace(a)
-			}
-			if err != nil {
-				return
-			}
-		}
-	}()
-	var ok bool
-	if u.url, ok = <-address; !ok {
-		t.Fatalf("it ended: %s", &u.log)
-	}
-	token, err := os.ReadFile(filepath.Join(state, "admin-token"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	u.token = strings.TrimSpace(string(token))
-	return u
-}
-
-// end ends it in order.
-func (u *upProcess) end() {
-	u.t.Helper()
-	if err := u.cmd.Process.Signal(syscall.SIGTERM); err != nil {
-		u.t.Fatal(err)
-	}
-	if err := u.cmd.Wait(); err != nil {
-		u.t.Errorf("it ended with %v: %s", err, &u.log)
-	}
-}
-
 // search looks for the secrets in everything of an up that somebody may read.
 type search struct {
 	t     *testing.T
-	up    *upProcess
+	up    *realvm.Up
 	dirs  []string
 	found map[string]string // what is no secret, by where it was seen
 	seen  int
@@ -191,10 +115,10 @@ func (s *search) processes() int {
 	n := 0
 	for pid := range parents {
 		p := pid
-		for p > 1 && p != s.up.cmd.Process.Pid {
+		for p > 1 && p != s.up.Cmd.Process.Pid {
 			p = parents[p]
 		}
-		if p != s.up.cmd.Process.Pid {
+		if p != s.up.Cmd.Process.Pid {
 			continue
 		}
 		n++
@@ -217,7 +141,7 @@ func (s *search) processes() int {
 func (s *search) answers(id string) {
 	s.t.Helper()
 	for _, path := range []string{"/metrics", "/audit", "/sandbox", "/sandbox/" + id, "/sandbox/" + id + "/events", "/nodes", "/tokens"} {
-		code, b := s.up.call("GET", path, "")
+		code, b := s.up.Call("GET", path, "")
 		if code != http.StatusOK {
 			s.t.Fatalf("GET %s: %d %s", path, code, b)
 		}
@@ -230,9 +154,10 @@ func (s *search) answers(id string) {
 // end, and after the up's. Its own disk, which the command itself writes to, is
 // the one place that has them, for as long as it lives.
 func TestSecretsLeaveNoTrace(t *testing.T) {
-	state := newState(t)
+	state := realvm.NewState(t)
 	kept := t.TempDir()
-	u := startUp(t, state, "--audit-sink", "file:"+filepath.Join(kept, "checkpoints"))
+	t.Setenv("PLANTED", openEnv)
+	u := realvm.StartUp(t, state, "--audit-sink", "file:"+filepath.Join(kept, "checkpoints"))
 	s := &search{t: t, up: u, dirs: []string{state, kept}, found: map[string]string{}}
 
 	// What is refused is told without them.
@@ -248,30 +173,30 @@ func TestSecretsLeaveNoTrace(t *testing.T) {
 		`{"command": ["true"], "env": {"A": "` + secretEnv + `"`,
 		`"` + secretEnv + `"`,
 	} {
-		code, b := u.call("POST", "/sandbox/run", body)
+		code, b := u.Call("POST", "/sandbox/run", body)
 		if code < 400 {
 			t.Errorf("%s: %d %s", body, code, b)
 		}
 		s.look(fmt.Sprint("the answer to body ", i), b)
 	}
 
-	code, b := u.call("POST", "/sandbox/run", `{"command": ["sh", "-c", "cat >/dev/null; sync; echo ready; sleep 600", "`+openArg+`"], "stdin_open": true,
+	code, b := u.Call("POST", "/sandbox/run", `{"command": ["sh", "-c", "cat >/dev/null; sync; echo ready; sleep 600", "`+openArg+`"], "stdin_open": true,
 		"env": {"TOKEN": "`+secretEnv+`"}, "stdin": "`+b64(secretStdin)+`", "files": [{"path": "/work/key", "data": "`+b64(secretFile)+`"}]}`)
 	if code != http.StatusAccepted {
 		t.Fatalf("%d %s", code, b)
 	}
 	s.look("the answer", b)
-	id := decode[record](t, b).ID
+	id := realvm.Decode[realvm.Record](t, b).ID
 	s.answers(id) // queued, or on its way
 	s.files(onOwnDisk)
-	if code, b := u.call("POST", "/sandbox/"+id+"/stdin", secretMore); code != http.StatusOK {
+	if code, b := u.Call("POST", "/sandbox/"+id+"/stdin", secretMore); code != http.StatusOK {
 		t.Fatalf("stdin: %d %s", code, b)
 	}
-	logs := u.open(patience(t), "GET", "/sandbox/"+id+"/logs?follow=true", "")
+	logs := u.Open(realvm.Patience(t), "GET", "/sandbox/"+id+"/logs?follow=true", "")
 	line, err := bufio.NewReader(logs.Body).ReadString('\n')
 	logs.Body.Close()
 	if err != nil || !strings.Contains(line, "ready") {
-		t.Fatalf("it does not run: %q, %v\n%s", line, err, &u.log)
+		t.Fatalf("it does not run: %q, %v\n%s", line, err, &u.Log)
 	}
 
 	s.answers(id)
@@ -279,18 +204,18 @@ func TestSecretsLeaveNoTrace(t *testing.T) {
 	if n := s.processes(); n < 2 {
 		t.Errorf("%d processes were looked at: where is the VM?", n)
 	}
-	s.look("the log", []byte(u.log.String()))
+	s.look("the log", []byte(u.Log.String()))
 
-	if code, b := u.call("DELETE", "/sandbox/"+id+"?grace=0s", ""); code != http.StatusOK {
+	if code, b := u.Call("DELETE", "/sandbox/"+id+"?grace=0s", ""); code != http.StatusOK {
 		t.Fatalf("%d %s", code, b)
 	}
-	u.ended(id)
+	u.Ended(id)
 	s.answers(id)
 	s.processes()
-	u.end()
+	u.End()
 	s.files(func(string) bool { return false })
-	s.look("the log", []byte(u.log.String()))
-	nothingLeft(t, state)
+	s.look("the log", []byte(u.Log.String()))
+	realvm.NothingLeft(t, state)
 
 	// What is no secret was found where it is: the search is not blind.
 	var where strings.Builder
@@ -302,8 +227,8 @@ func TestSecretsLeaveNoTrace(t *testing.T) {
 			t.Errorf("what is no secret was not seen in *%q, only in\n%s", want, &where)
 		}
 	}
-	if s.seen < 50 || !strings.Contains(u.log.String(), id) {
-		t.Errorf("only %d things were looked at, and the log is\n%s", s.seen, &u.log)
+	if s.seen < 50 || !strings.Contains(u.Log.String(), id) {
+		t.Errorf("only %d things were looked at, and the log is\n%s", s.seen, &u.Log)
 	}
 }
 

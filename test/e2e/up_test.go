@@ -16,6 +16,8 @@ import (
 
 	apiv1 "github.com/tartarus-vm/tartarus/api/v1"
 	"github.com/tartarus-vm/tartarus/client"
+
+	"github.com/tartarus-vm/tartarus/test/realvm"
 )
 
 // orders is a file for the orders to execute, outside the state.
@@ -36,70 +38,70 @@ func executed(t *testing.T, file string) map[string]int {
 }
 
 func TestUp(t *testing.T) {
-	state := newState(t)
-	s := startServer(t, state, orders(t), "")
+	state := realvm.NewState(t)
+	s := realvm.StartServer(t, state, orders(t), "")
 
 	t.Run("run, follow the log, read the record", func(t *testing.T) {
-		rec := s.run(`{"command": ["sh", "-c", "echo one; echo two >&2; exit 5"]}`)
-		resp := s.open(patience(t), "GET", "/sandbox/"+rec.ID+"/logs?follow=true", "")
+		rec := s.Run(`{"command": ["sh", "-c", "echo one; echo two >&2; exit 5"]}`)
+		resp := s.Open(realvm.Patience(t), "GET", "/sandbox/"+rec.ID+"/logs?follow=true", "")
 		defer resp.Body.Close()
 		got := map[string]string{}
 		for sc := bufio.NewScanner(resp.Body); sc.Scan(); {
-			e := decode[struct{ Stream, Text string }](t, sc.Bytes())
+			e := realvm.Decode[struct{ Stream, Text string }](t, sc.Bytes())
 			got[e.Stream] += e.Text
 		}
 		if got["stdout"] != "one\n" || got["stderr"] != "two\n" {
 			t.Errorf("the log says %q", got)
 		}
-		rec = s.ended(rec.ID)
+		rec = s.Ended(rec.ID)
 		if rec.State != "failed" || rec.Exit.Cause != "exited" || rec.Exit.Source != "guest" || rec.Exit.Code == nil || *rec.Exit.Code != 5 {
 			t.Errorf("the record says %+v", rec)
 		}
 		if len(rec.Isolation.Confinement) == 0 {
 			t.Error("the record does not say what confined the VM")
 		}
-		_, text := s.call("GET", "/sandbox/"+rec.ID+"/logs?stream=stdout", "")
+		_, text := s.Call("GET", "/sandbox/"+rec.ID+"/logs?stream=stdout", "")
 		if !strings.Contains(string(text), "one") || strings.Contains(string(text), "two") {
 			t.Errorf("afterwards stdout is %q", text)
 		}
 	})
 
 	t.Run("wait", func(t *testing.T) {
-		code, b := s.call("POST", "/sandbox/run?wait=60s", `{"command": ["true"]}`)
-		if rec := decode[record](t, b); code != http.StatusOK || rec.State != "succeeded" {
+		code, b := s.Call("POST", "/sandbox/run?wait=60s", `{"command": ["true"]}`)
+		if rec := realvm.Decode[realvm.Record](t, b); code != http.StatusOK || rec.State != "succeeded" {
 			t.Errorf("%d %+v", code, rec)
 		}
 	})
 
 	t.Run("kill", func(t *testing.T) {
-		rec := s.run(`{"command": ["sleep", "100"]}`)
-		s.follow(rec.ID, func(state string) bool { return state == "running" })
-		if code, b := s.call("DELETE", "/sandbox/"+rec.ID+"?grace=1s", ""); code != http.StatusOK {
+		rec := s.Run(`{"command": ["sleep", "100"]}`)
+		s.Follow(rec.ID, func(state string) bool { return state == "running" })
+		if code, b := s.Call("DELETE", "/sandbox/"+rec.ID+"?grace=1s", ""); code != http.StatusOK {
 			t.Errorf("%d %s", code, b)
 		}
-		if rec = s.ended(rec.ID); rec.State != "failed" || rec.Exit.Cause != "killed" || rec.Exit.Source != "host" {
+		if rec = s.Ended(rec.ID); rec.State != "failed" || rec.Exit.Cause != "killed" || rec.Exit.Source != "host" {
 			t.Errorf("%+v", rec)
 		}
-		if code, _ := s.call("DELETE", "/sandbox/"+rec.ID, ""); code != http.StatusOK {
+		if code, _ := s.Call("DELETE", "/sandbox/"+rec.ID, ""); code != http.StatusOK {
 			t.Errorf("killing an ended one answers %d", code)
 		}
 	})
 
 	t.Run("max_duration", func(t *testing.T) {
-		rec := s.run(`{"command": ["sleep", "60"], "max_duration": "2s"}`)
-		rec = s.ended(rec.ID)
+		rec := s.Run(`{"command": ["sleep", "60"], "max_duration": "2s"}`)
+		rec = s.Ended(rec.ID)
 		if took := rec.EndedAt.Sub(rec.StartedAt); rec.Exit.Cause != "max_duration" || took < 2*time.Second || took > 4*time.Second {
 			t.Errorf("cause %s after %v", rec.Exit.Cause, took)
 		}
 	})
 
 	t.Run("more output than the cap", func(t *testing.T) {
-		rec := s.run(`{"command": ["sh", "-c", "head -c 67108864 /dev/zero | tr '\\0' x"], "max_duration": "120s"}`)
-		rec = s.ended(rec.ID)
+		rec := s.Run(`{"command": ["sh", "-c", "head -c 67108864 /dev/zero | tr '\\0' x"], "max_duration": "120s"}`)
+		rec = s.Ended(rec.ID)
 		if rec.State != "succeeded" || !rec.Usage.LogTruncated || rec.Usage.LogBytes != 16<<20 {
 			t.Errorf("%s, %+v", rec.State, rec.Usage)
 		}
-		resp := s.open(patience(t), "GET", "/sandbox/"+rec.ID+"/logs", "")
+		resp := s.Open(realvm.Patience(t), "GET", "/sandbox/"+rec.ID+"/logs", "")
 		defer resp.Body.Close()
 		last := map[string]any{}
 		bytes := 0
@@ -117,23 +119,23 @@ func TestUp(t *testing.T) {
 	})
 
 	t.Run("the Go client over gRPC", func(t *testing.T) {
-		c, err := client.Dial(s.url, s.token)
+		c, err := client.Dial(s.URL, s.Token)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer c.Close()
-		sb, err := c.Run(patience(t), &apiv1.RunRequest{Command: []string{"sh", "-c", "echo hi; kill -9 $$"}})
+		sb, err := c.Run(realvm.Patience(t), &apiv1.RunRequest{Command: []string{"sh", "-c", "echo hi; kill -9 $$"}})
 		if err != nil {
 			t.Fatal(err)
 		}
 		var out []byte
-		for e, err := range c.Logs(patience(t), &apiv1.LogsRequest{Id: sb.GetId(), Follow: true}) {
+		for e, err := range c.Logs(realvm.Patience(t), &apiv1.LogsRequest{Id: sb.GetId(), Follow: true}) {
 			if err != nil {
 				t.Fatal(err)
 			}
 			out = append(out, e.GetData()...)
 		}
-		if sb, err = c.Wait(patience(t), sb.GetId()); err != nil {
+		if sb, err = c.Wait(realvm.Patience(t), sb.GetId()); err != nil {
 			t.Fatal(err)
 		}
 		if string(out) != "hi\n" || client.ExitCode(sb) != 128+9 {
@@ -141,18 +143,18 @@ func TestUp(t *testing.T) {
 		}
 	})
 
-	s.stop()
-	nothingLeft(t, state)
+	s.Stop()
+	realvm.NothingLeft(t, state)
 }
 
 func TestSecondUpIsRefused(t *testing.T) {
-	state := newState(t)
-	s := startServer(t, state, orders(t), "")
-	r := finish(t, tartarusCmd(patience(t), state, "up", "--listen", ""))
-	if r.code == 0 || !strings.Contains(r.stderr, "another `tartarus up`") {
-		t.Errorf("stderr %q, exit code %d", r.stderr, r.code)
+	state := realvm.NewState(t)
+	s := realvm.StartServer(t, state, orders(t), "")
+	r := realvm.Finish(t, realvm.Command(realvm.Patience(t), state, "up", "--listen", ""))
+	if r.Code == 0 || !strings.Contains(r.Stderr, "another `tartarus up`") {
+		t.Errorf("stderr %q, exit code %d", r.Stderr, r.Code)
 	}
-	s.stop()
+	s.Stop()
 }
 
 // policyOfEight lets a tenant run eight sandboxes at a time, and gives each the
@@ -170,26 +172,26 @@ tenants:
 const crowd = 100
 
 func TestManyAtOnceNeverMoreThanTheLimitEachOnce(t *testing.T) {
-	state, file := newState(t), orders(t)
+	state, file := realvm.NewState(t), orders(t)
 	policy := filepath.Join(t.TempDir(), "policy.yaml")
 	if err := os.WriteFile(policy, []byte(policyOfEight), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	s := startServer(t, state, file, policy)
+	s := realvm.StartServer(t, state, file, policy)
 	ids := make([]string, crowd)
 	const clients = 20
 	var wg sync.WaitGroup
 	for c := range clients {
 		wg.Go(func() {
 			for i := c; i < crowd; i += clients {
-				ids[i] = s.run(fmt.Sprintf(`{"command": ["echo", "%d"], "max_duration": "120s"}`, i)).ID
+				ids[i] = s.Run(fmt.Sprintf(`{"command": ["echo", "%d"], "max_duration": "120s"}`, i)).ID
 			}
 		})
 	}
 	wg.Wait()
-	var recs []record
+	var recs []realvm.Record
 	for _, id := range ids {
-		rec := s.ended(id)
+		rec := s.Ended(id)
 		if rec.State != "succeeded" {
 			t.Errorf("%+v", rec)
 		}
@@ -204,12 +206,12 @@ func TestManyAtOnceNeverMoreThanTheLimitEachOnce(t *testing.T) {
 			t.Errorf("%s was executed %d times", id, count[id])
 		}
 	}
-	s.stop()
-	nothingLeft(t, state)
+	s.Stop()
+	realvm.NothingLeft(t, state)
 }
 
 // overlap is how many were on the node at the same time at most.
-func overlap(recs []record) int {
+func overlap(recs []realvm.Record) int {
 	type edge struct {
 		at    time.Time
 		delta int
@@ -228,29 +230,29 @@ func overlap(recs []record) int {
 }
 
 func TestKilledServerLosesNothingAndRunsNothingTwice(t *testing.T) {
-	state, file := newState(t), orders(t)
+	state, file := realvm.NewState(t), orders(t)
 	policy := filepath.Join(t.TempDir(), "policy.yaml")
 	if err := os.WriteFile(policy, []byte(strings.Replace(policyOfEight, "running: 8", "running: 2", 1)), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	s := startServer(t, state, file, policy)
-	running := []string{s.run(`{"command": ["sleep", "100"]}`).ID, s.run(`{"command": ["sleep", "100"]}`).ID}
+	s := realvm.StartServer(t, state, file, policy)
+	running := []string{s.Run(`{"command": ["sleep", "100"]}`).ID, s.Run(`{"command": ["sleep", "100"]}`).ID}
 	for _, id := range running {
-		s.follow(id, func(state string) bool { return state == "running" })
+		s.Follow(id, func(state string) bool { return state == "running" })
 	}
 	var queued []string
 	for range 4 {
-		queued = append(queued, s.run(`{"command": ["true"]}`).ID)
+		queued = append(queued, s.Run(`{"command": ["true"]}`).ID)
 	}
-	s.kill()
-	s = startServer(t, state, file, policy)
+	s.Kill()
+	s = realvm.StartServer(t, state, file, policy)
 	for _, id := range running {
-		if rec := s.ended(id); rec.State != "failed" || rec.Exit.Cause != "node_lost" || rec.Exit.Source != "host" {
+		if rec := s.Ended(id); rec.State != "failed" || rec.Exit.Cause != "node_lost" || rec.Exit.Source != "host" {
 			t.Errorf("one that was running: %+v", rec)
 		}
 	}
 	for _, id := range queued {
-		if rec := s.ended(id); rec.State != "succeeded" {
+		if rec := s.Ended(id); rec.State != "succeeded" {
 			t.Errorf("one that was queued: %+v", rec)
 		}
 	}
@@ -259,6 +261,6 @@ func TestKilledServerLosesNothingAndRunsNothingTwice(t *testing.T) {
 			t.Errorf("%s was executed %d times", id, n)
 		}
 	}
-	s.stop()
-	nothingLeft(t, state)
+	s.Stop()
+	realvm.NothingLeft(t, state)
 }
