@@ -1,5 +1,5 @@
 // Package realvm is the harness of tests that go the whole road on real VMs:
-// command line, Server and node, each in a process of its own that can be
+// command line, server and node, each in a process of its own that can be
 // killed.
 package realvm
 
