@@ -49,7 +49,7 @@ var causes = []CauseInfo{
 	{QueueTimeout, FromHost, "It was not placed within queue_timeout of its creation."},
 	{NoCapacity, FromHost, "For too long no node fitted it, even an empty one; message has the reasons by kind and count. (Where nodes are only full it waits for its turn, until queue_timeout.)"},
 	{NodeLost, FromHost, "The node that had accepted it died or lost the control plane."},
-	{GuestLost, FromHost, "The VM ended, or stopped speaking, before the command had ended."},
+	{GuestLost, FromHost, "The VM ended, stopped speaking or broke the protocol before the command had ended."},
 	{Internal, FromHost, "A fault of Tartarus itself; its log has the details."},
 }
 

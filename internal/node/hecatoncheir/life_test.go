@@ -360,6 +360,9 @@ func TestGuestsThatGo(t *testing.T) {
 			if e.Cause != c.cause || e.Source != c.cause.Source() || e.Message == "" {
 				t.Errorf("exit %+v", e)
 			}
+			if lied := strings.HasPrefix(c.name, "lies: "); lied != strings.Contains(e.Message, "broke the protocol") {
+				t.Errorf("the message is %q", e.Message)
+			}
 			if c.name == "out of memory inside" && (len(e.LimitsHit) != 1 || e.LimitsHit[0].Limit != "memory") {
 				t.Errorf("limits hit %+v", e.LimitsHit)
 			}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"time"
 
+	"github.com/tartarus-vm/tartarus/internal/guest/guestdial"
 	"github.com/tartarus-vm/tartarus/internal/guest/guestwire"
 	"github.com/tartarus-vm/tartarus/internal/node/erinyes"
 	"github.com/tartarus-vm/tartarus/internal/node/erinyes/tisiphone"
@@ -91,6 +92,9 @@ func (l *life) guestLost(ctx context.Context, err error) {
 	case <-ctx.Done():
 	}
 	o := thanatos.Order{Cause: sandbox.GuestLost, Message: "the guest stopped speaking before the command had ended"}
+	if errors.Is(err, guestdial.ErrGuest) {
+		o.Message = "the guest broke the protocol before the command had ended"
+	}
 	select {
 	case <-l.vm.Done():
 		exit := l.vm.Exit()
