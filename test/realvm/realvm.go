@@ -28,7 +28,7 @@ import (
 	"github.com/tartarus-vm/tartarus/internal/testkit"
 )
 
-// roleVar makes this binary play another part: the command line, or a Server
+// roleVar makes this binary play another part: the command line, or a server
 // whose orders to execute are written to ordersVar's file.
 const (
 	roleVar   = "TARTARUS_E2E_ROLE"

@@ -67,7 +67,14 @@ func StartServer(t *testing.T, state, orders, policy string) *Server {
 	return s
 }
 
-// Kill ends the Server as kill -9 does.
+// For is the server for a subtest.
+func (s *Server) For(t *testing.T) *Server {
+	u := *s
+	u.T = t
+	return &u
+}
+
+// Kill ends the server as kill -9 does.
 func (s *Server) Kill() {
 	if s.Cmd.ProcessState != nil {
 		return
@@ -76,7 +83,7 @@ func (s *Server) Kill() {
 	_ = s.Cmd.Wait()
 }
 
-// Stop ends the Server in order.
+// Stop ends the server in order.
 func (s *Server) Stop() {
 	s.T.Helper()
 	s.life.Close()
@@ -122,9 +129,15 @@ type Record struct {
 	StartedAt  time.Time `json:"started_at"`
 	EndedAt    time.Time `json:"ended_at"`
 	Exit       struct {
-		Cause  string `json:"cause"`
-		Source string `json:"source"`
-		Code   *int   `json:"code"`
+		Cause     string `json:"cause"`
+		Source    string `json:"source"`
+		Code      *int   `json:"code"`
+		Signal    int    `json:"signal"`
+		Message   string `json:"message"`
+		LimitsHit []struct {
+			Limit string  `json:"limit"`
+			Count float64 `json:"count"`
+		} `json:"limits_hit"`
 	} `json:"exit"`
 	Isolation struct {
 		Accelerator string   `json:"accelerator"`
