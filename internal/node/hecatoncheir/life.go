@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -254,6 +255,8 @@ func (l *life) startFailed(err error) {
 		message = "the command could not be started: " + no.Message
 	case errors.As(err, &f):
 		message += ": " + f.Message
+	case errors.Is(err, syscall.ENOSPC):
+		message += ": the host's disk is full"
 	}
 	if l.death.Take(thanatos.Order{Cause: sandbox.StartFailed, Message: message}) && !l.isDisowned() {
 		l.logger.Warn("the start failed", "error", err)

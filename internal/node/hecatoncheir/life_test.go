@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"os"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -134,6 +136,7 @@ func TestStartsThatFailByThemselves(t *testing.T) {
 	}{
 		{name: "driver", script: fakevm.Script{StartErr: fault.New(fault.Unavailable, "no such VMM")}, message: "no such VMM"},
 		{name: "driver without a kind", script: fakevm.Script{StartErr: errors.New("/var/lib/secret path")}, message: "the VM could not be started"},
+		{name: "full disk", script: fakevm.Script{StartErr: &os.PathError{Op: "write", Path: "/var/lib/x", Err: syscall.ENOSPC}}, message: "the host's disk is full"},
 		{name: "setup", script: fakevm.Script{SetupErr: "no disk"}, message: "the VM could not be started"},
 		{name: "file", script: fakevm.Script{PutFileErr: "no room"}, files: true, message: "the VM could not be started"},
 		{name: "command", command: "no-such-command", message: "the command could not be started"},
