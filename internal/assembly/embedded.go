@@ -209,6 +209,10 @@ func (e *embedded) chooseDriver(ctx context.Context) error {
 	return e.sweepLocals(ctx)
 }
 
+// bookReserve is the room on a full disk for ends and audit: thousands of
+// them.
+const bookReserve = 16 << 20
+
 // openBook opens what this process keeps: keys, book, logs, policy, tokens.
 func (e *embedded) openBook(ctx context.Context) (err error) {
 	if e.key, err = seal.LoadOrCreateKey(e.home.key()); err != nil {
@@ -217,7 +221,11 @@ func (e *embedded) openBook(ctx context.Context) (err error) {
 	if e.box, err = seal.LoadOrCreateBox(e.home.box()); err != nil {
 		return err
 	}
-	if e.book, err = sqliteledger.Open(ctx, sqliteledger.Config{Path: e.home.ledger(), Logger: e.log, Observer: e.census}); err != nil {
+	book := sqliteledger.Config{Path: e.home.ledger(), Logger: e.log, Observer: e.census}
+	if !e.cfg.Local {
+		book.Reserve = bookReserve
+	}
+	if e.book, err = sqliteledger.Open(ctx, book); err != nil {
 		return err
 	}
 	e.later(e.book.Close)

@@ -22,6 +22,9 @@ func (l *Ledger) Admit(ctx context.Context, a sandbox.Admitted, audit sandbox.Au
 			rec, err = t.recordOfKey(known, key.Key)
 			return err
 		}
+		if err := t.reserve.admits(); err != nil {
+			return err
+		}
 		e, err := ledgerstep.Admit(a, audit)
 		if err != nil {
 			return err
@@ -82,6 +85,9 @@ func (t *txn) recordOfKey(id sandbox.ID, key string) (sandbox.Record, error) {
 // Refuse implements ledger.Admissions.
 func (l *Ledger) Refuse(ctx context.Context, rec sandbox.Record, audit sandbox.AuditEntry) error {
 	return l.step(ctx, func(t *txn) error {
+		if err := t.reserve.admits(); err != nil {
+			return err
+		}
 		e, err := ledgerstep.Refuse(rec, audit)
 		if err != nil {
 			return err

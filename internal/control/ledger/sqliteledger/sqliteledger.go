@@ -30,6 +30,10 @@ type Config struct {
 	// loses them within the same step.
 	WipeAfter time.Duration
 
+	// Reserve is how many bytes of the disk are kept free for what must be
+	// written when the disk is full; 0 for none. One process keeps it.
+	Reserve int64
+
 	Logger   *slog.Logger    // nil: none
 	Observer ledger.Observer // nil: none
 
@@ -46,8 +50,8 @@ func (c *Config) Validate() error {
 		return fmt.Errorf("finding the ledger's file: %w", err)
 	}
 	c.Path = abs
-	if c.Readers < 0 || c.WipeAfter < 0 {
-		return fault.Invalid("readers", "use a positive number", "the ledger's readers and wipe_after cannot be negative")
+	if c.Readers < 0 || c.WipeAfter < 0 || c.Reserve < 0 {
+		return fault.Invalid("readers", "use a positive number", "the ledger's readers, wipe_after and reserve cannot be negative")
 	}
 	if c.Readers == 0 {
 		c.Readers = 4

@@ -28,7 +28,8 @@ type writer struct {
 	done chan struct{} // closed when run has returned
 
 	// Of run alone.
-	wipeAt time.Time // when the log is to be emptied; zero if it need not be
+	wipeAt  time.Time // when the log is to be emptied; zero if it need not be
+	reserve *reserve
 }
 
 // job is one step that waits for its turn.
@@ -48,6 +49,7 @@ const (
 // txn is what a step works on.
 type txn struct {
 	*conn
+	reserve *reserve
 	changed bool // something was written that watchers may want to know
 	erased  bool // secrets were
 	changes []change
@@ -63,7 +65,8 @@ func newWriter(c *conn, hub *ledger.Hub, cfg Config) *writer {
 	w := &writer{
 		c: c, hub: hub, log: cfg.Logger, wipe: cfg.WipeAfter, eye: cfg.Observer,
 		jobs: make(chan *job), stop: make(chan struct{}), done: make(chan struct{}),
-		wipeAt: time.Now(), // what the process before left in the log
+		wipeAt:  time.Now(), // what the process before left in the log
+		reserve: newReserve(cfg),
 	}
 	go w.run()
 	return w
@@ -142,8 +145,9 @@ func (w *writer) collect(first *job) []*job {
 
 // commit runs the steps of batch in one transaction and answers them all.
 func (w *writer) commit(batch []*job) {
+	w.reserve.keep()
 	answers := make([]error, len(batch))
-	t := &txn{conn: w.c}
+	t := &txn{conn: w.c, reserve: w.reserve}
 	began := time.Now()
 	err := w.transact(t, batch, answers)
 	w.tell(t, len(batch), time.Since(began), err)
@@ -184,7 +188,7 @@ func (w *writer) transact(t *txn, batch []*job, answers []error) error {
 		if !j.state.CompareAndSwap(jobWaits, jobTaken) {
 			continue
 		}
-		s := &txn{conn: t.conn}
+		s := &txn{conn: t.conn, reserve: t.reserve}
 		answers[i] = s.savepoint(j.do)
 		if t.db.GetAutocommit() {
 			// SQLite gave the whole transaction up: no disk, no memory.
