@@ -135,13 +135,18 @@ func NewState(t *testing.T) string {
 		}
 	})
 	state := filepath.Join(top, "state")
-	if err := os.CopyFS(state, os.DirFS(from)); err != nil {
-		t.Fatal(err)
-	}
-	if err := filepath.WalkDir(state, private); err != nil {
+	if err := CopyState(from, state); err != nil {
 		t.Fatal(err)
 	}
 	return state
+}
+
+// CopyState copies a state folder that nobody uses.
+func CopyState(from, to string) error {
+	if err := os.CopyFS(to, os.DirFS(from)); err != nil {
+		return err
+	}
+	return filepath.WalkDir(to, private)
 }
 
 // private gives folders and files the modes that CopyFS did not keep.
