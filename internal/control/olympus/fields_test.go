@@ -117,6 +117,7 @@ func TestMalformedJSON(t *testing.T) {
 		"two objects":             {`{` + ok + `} {}`, ""},
 		"no UTF-8":                {"{\"command\":[\"\xff\"]}", ""},
 		"unknown":                 {`{` + ok + `,"s":1}`, "s"},
+		"unknown and unprintable": {`{` + ok + `,"a\u001b[2J\u202e\u009b\u00e9":1}`, `a\x1b[2J\u202e\u009b\u00e9`},
 		"camel case":              {`{` + ok + `,"workingDir":"/"}`, "workingDir"},
 		"unknown inside":          {`{` + ok + `,"resources":{"gpus":1}}`, "resources.gpus"},
 		"unknown in a list":       {`{` + ok + `,"files":[{"path":"/a"},{"name":"s3cret"}]}`, "files[1].name"},

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"google.golang.org/protobuf/encoding/protojson"
@@ -288,7 +289,11 @@ func unknownField(path, key string, d protoreflect.MessageDescriptor) error {
 	return fault.Invalid(join(path, shorten(key)), "The fields here are "+strings.Join(names, ", ")+".", "there is no field %q", shorten(key))
 }
 
+// join names a field in errors. A key is the caller's and may hold anything.
 func join(path, key string) string {
+	if strings.ContainsFunc(key, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		key = strings.Trim(strconv.QuoteToASCII(key), `"`)
+	}
 	if path == "" {
 		return key
 	}
