@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/term"
 
 	"github.com/tartarus-vm/tartarus/internal/assembly"
 	"github.com/tartarus-vm/tartarus/internal/cli"
@@ -58,7 +59,10 @@ func Main(m *testing.M) {
 	case "cli":
 		os.Exit(cli.Main(context.Background(), cli.Config{
 			Version: "test",
-			IO:      cli.IO{In: os.Stdin, Out: os.Stdout, Err: os.Stderr, Lookup: os.LookupEnv},
+			IO: cli.IO{
+				In: os.Stdin, Out: os.Stdout, Err: os.Stderr, Lookup: os.LookupEnv,
+				OutTerminal: term.IsTerminal(int(os.Stdout.Fd())), ErrTerminal: term.IsTerminal(int(os.Stderr.Fd())),
+			},
 			Inside:  assembly.Inside(),
 		}, os.Args[1:]))
 	case "server":
