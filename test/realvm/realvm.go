@@ -63,7 +63,7 @@ func Main(m *testing.M) {
 				In: os.Stdin, Out: os.Stdout, Err: os.Stderr, Lookup: os.LookupEnv,
 				OutTerminal: term.IsTerminal(int(os.Stdout.Fd())), ErrTerminal: term.IsTerminal(int(os.Stderr.Fd())),
 			},
-			Inside:  assembly.Inside(),
+			Inside: assembly.Inside(),
 		}, os.Args[1:]))
 	case "server":
 		os.Exit(serve())
