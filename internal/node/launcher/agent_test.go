@@ -38,6 +38,7 @@ type job struct {
 // outcome is what an agent tells.
 type outcome struct {
 	Err       string
+	Agent     int // its pid
 	Outer     Identity
 	VMM       Identity
 	ABI       int
@@ -85,7 +86,7 @@ func deny(flags uint64) error {
 
 // do starts the probe, and a sibling of it where an attempt needs one.
 func (j job) do(ctx context.Context, tell func(outcome)) (outcome, error) {
-	out := outcome{Results: map[string]result{}}
+	out := outcome{Agent: os.Getpid(), Results: map[string]result{}}
 	sibling := 0
 	if strings.Contains(strings.Join(j.Attempts, " "), "SIBLING") {
 		dir := filepath.Join(j.Dir, "sibling")
