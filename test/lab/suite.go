@@ -64,6 +64,10 @@ var checks = []check{
 		name: "network", full: true, pkg: "test/e2e", argv: []string{"-test.run=^TestNetwork$"}, limit: 5 * time.Minute, env: onFirecracker,
 		must: []string{"TestNetwork"},
 	},
+	{
+		name: "hostile", full: true, pkg: "test/hostile", argv: []string{"-test.run=^TestHostileGuests$", "-test.parallel=2"}, limit: 25 * time.Minute,
+		env: append([]string{"TARTARUS_HOSTILE_RAW=" + inLab + "raw"}, onFirecracker...), must: []string{"TestHostileGuests"},
+	},
 }
 
 // onFirecracker has the tests of the whole road run their VMs in it.
@@ -273,11 +277,14 @@ func equip(ctx context.Context, o *options, chosen []check, tmp string) (broken 
 			broken[c.name] = err
 		}
 	}
-	probe := filepath.Join(tmp, "probe")
-	if err := goTool(ctx, "build", "-o", probe, "./internal/node/launcher/testdata/probe"); err != nil {
-		return nil, err
+	// What tests build for themselves where there is Go.
+	for name, pkg := range map[string]string{"probe": "./internal/node/launcher/testdata/probe", "raw": "./test/hostile/testdata/raw"} {
+		program := filepath.Join(tmp, name)
+		if err := goTool(ctx, "build", "-trimpath", "-ldflags=-s -w", "-o", program, pkg); err != nil {
+			return nil, err
+		}
+		o.adds = append(o.adds, addition{program, inLab + name})
 	}
-	o.adds = append(o.adds, addition{probe, inLab + "probe"})
 	return broken, ctx.Err()
 }
 

@@ -239,8 +239,23 @@ func (l *syncLog) String() string {
 // answers.
 func StartUp(t *testing.T, state string, flags ...string) *Up {
 	t.Helper()
+	return startUp(t, state, upCommand(t, state, flags))
+}
+
+// StartUpAsNobody is StartUp of an ordinary user, whose state becomes.
+func StartUpAsNobody(t *testing.T, state string, flags ...string) *Up {
+	t.Helper()
+	return startUp(t, state, AsNobody(t, upCommand(t, state, flags), state))
+}
+
+func upCommand(t *testing.T, state string, flags []string) *exec.Cmd {
+	return Command(t.Context(), state, append([]string{"up", "-v", "--listen", "127.0.0.1:0"}, flags...)...)
+}
+
+func startUp(t *testing.T, state string, c *exec.Cmd) *Up {
+	t.Helper()
 	u := &Up{Server: Server{T: t, stderr: &bytes.Buffer{}}}
-	u.Cmd = Command(t.Context(), state, append([]string{"up", "-v", "--listen", "127.0.0.1:0"}, flags...)...)
+	u.Cmd = c
 	u.Cmd.Cancel = func() error { return u.Cmd.Process.Signal(syscall.SIGTERM) }
 	out, err := u.Cmd.StderrPipe()
 	if err != nil {
