@@ -45,7 +45,7 @@ func moveIn(t *testing.T, s *realvm.Server) *neighbour {
 	n := &neighbour{s: s.For(t)}
 	n.moved = sync.NewCond(&n.mu)
 	n.id = n.s.Run(shell(steady).with("stdin_open", true).with("max_duration", "1800s").with("name", "neighbour").body(t)).ID
-	resp := n.s.Open(t.Context(), "GET", "/sandbox/"+n.id+"/logs?follow=true", "")
+	resp := n.s.Open(t.Context(), "GET", "/sandbox/"+n.id+"/logs?follow=true", "") //nolint:bodyclose // by the cleanup
 	n.close = func() { resp.Body.Close() }
 	n.reader.Go(func() { n.listen(resp.Body) })
 	t.Cleanup(func() { n.close(); n.reader.Wait() })

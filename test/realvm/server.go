@@ -104,6 +104,7 @@ func (s *Server) Call(method, path, body string) (int, []byte) {
 	return resp.StatusCode, b
 }
 
+// Open is one request whose answer the caller reads and closes.
 func (s *Server) Open(ctx context.Context, method, path, body string) *http.Response {
 	s.T.Helper()
 	req, err := http.NewRequestWithContext(ctx, method, s.URL+path, strings.NewReader(body))
@@ -155,6 +156,7 @@ type Record struct {
 	} `json:"usage"`
 }
 
+// Run asks for a run, which must be admitted.
 func (s *Server) Run(body string) Record {
 	s.T.Helper()
 	code, b := s.Call("POST", "/sandbox/run", body)
@@ -164,6 +166,7 @@ func (s *Server) Run(body string) Record {
 	return Decode[Record](s.T, b)
 }
 
+// Get is the record as it is now.
 func (s *Server) Get(id string) Record {
 	s.T.Helper()
 	code, b := s.Call("GET", "/sandbox/"+id, "")
@@ -173,6 +176,7 @@ func (s *Server) Get(id string) Record {
 	return Decode[Record](s.T, b)
 }
 
+// Decode reads JSON.
 func Decode[T any](t *testing.T, b []byte) T {
 	t.Helper()
 	var v T
