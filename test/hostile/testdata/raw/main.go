@@ -233,6 +233,10 @@ func smash() error {
 			break
 		}
 	}
+	// Init sleeps, and wakes for output.
+	if _, err := os.Stdout.WriteString("smashed\n"); err != nil {
+		return err
+	}
 	return forever()
 }
 
