@@ -47,7 +47,7 @@ var deeds = map[string]func() error{
 	"wrong-offset": func() error {
 		return say(&guestwire.Data{Proc: proc, Flow: guestwire.Out, Offset: 1 << 30, Bytes: []byte("x")})
 	},
-	"no-credit":    func() error { return saySized(9) },
+	"no-credit":    gush,
 	"wrong-stream": func() error { return say(&guestwire.Data{Proc: proc, Flow: guestwire.In, Bytes: []byte("x")}) },
 	"credit":       func() error { return say(&guestwire.Credit{Proc: proc, Flow: guestwire.In, Limit: 1 << 40}) },
 	"replay":       func() error { return say(&guestwire.Started{Req: 2, Proc: proc}) },
@@ -89,15 +89,22 @@ func say(frames ...guestwire.Message) error {
 	return raw(b)
 }
 
-// saySized sends that many full pieces of output, more than the window.
-func saySized(pieces int) error {
-	var frames []guestwire.Message
-	for i := range pieces {
-		frames = append(frames, &guestwire.Data{
-			Proc: proc, Flow: guestwire.Out, Offset: int64(i * guestwire.MaxData), Bytes: make([]byte, guestwire.MaxData),
-		})
+// gush sends output for ever, whatever credit there is.
+func gush() error {
+	stream, err := initsStream()
+	if err != nil {
+		return err
 	}
-	return say(frames...)
+	piece := make([]byte, guestwire.MaxData)
+	for at := int64(0); ; at += guestwire.MaxData {
+		b, err := guestwire.Append(nil, &guestwire.Data{Proc: proc, Flow: guestwire.Out, Offset: at, Bytes: piece})
+		if err != nil {
+			return err
+		}
+		if err := write(stream, b); err != nil {
+			return err
+		}
+	}
 }
 
 func raw(b []byte) error {
