@@ -67,6 +67,12 @@ type Config struct {
 	// Tests watch or script VMs with it.
 	Driver func(tartarus.Driver) tartarus.Driver
 
+	// Ledger wraps the book, and Passing is the node agent's
+	// (hecatoncheir.Config): tests let steps fail, and this process die, with
+	// them. nil: as it is.
+	Ledger  func(ledger.Ledger) ledger.Ledger
+	Passing func(hecatoncheir.Passing) error
+
 	Logger *slog.Logger // nil: none
 }
 
@@ -107,7 +113,7 @@ type embedded struct {
 	images    *nyx.Store
 	blobs     *dirblobs.Store // of images
 	driver    tartarus.Driver
-	book      *sqliteledger.Ledger
+	book      ledger.Ledger
 	key       *seal.Key
 	box       *seal.Box
 	logs      *dirblobs.Store
@@ -229,6 +235,9 @@ func (e *embedded) openBook(ctx context.Context) (err error) {
 		return err
 	}
 	e.later(e.book.Close)
+	if e.cfg.Ledger != nil {
+		e.book = e.cfg.Ledger(e.book)
+	}
 	if e.logs, err = dirblobs.Open(dirblobs.Config{Dir: e.home.logs(), Log: e.log}); err != nil {
 		return err
 	}
@@ -319,6 +328,7 @@ func (e *embedded) newAgent(w *wire) (*hecatoncheir.Agent, error) {
 	cfg := hecatoncheir.Config{
 		NodeID: "local", Dir: e.home.node(), Driver: e.driver, Images: e.images, Scratch: scratch, Blobs: e.logs,
 		Control: control, Capacity: capacity, Address: inMemory, UIDs: e.uids, Metrics: e.metrics, Tracer: e.tracer, Logger: e.log,
+		Passing: e.cfg.Passing,
 	}
 	network, err := e.openNetwork()
 	if err != nil {

@@ -109,6 +109,18 @@ type Config struct {
 	Metrics prometheus.Registerer // nil: none
 	Tracer  *tracing.Tracer       // nil: no traces
 	Logger  *slog.Logger          // nil: discard
+
+	// Passing, if not nil, is called before each named step, and with Done
+	// after it has succeeded; what it returns becomes the step's error. Tests
+	// let steps fail and processes die with it.
+	Passing func(Passing) error
+}
+
+// Passing is a named step that is passed.
+type Passing struct {
+	Step string
+	Of   sandbox.ID // "" for the node's own
+	Done bool
 }
 
 // UIDRange are user IDs, and the same group IDs, that nothing else on the host
@@ -157,7 +169,6 @@ type Agent struct {
 	lives   sync.WaitGroup
 	base    context.Context // of all lives; ends when Stop runs out of patience
 	abandon context.CancelFunc
-	fail    func(step string) error // nil; tests let steps fail with it
 
 	mu       sync.Mutex
 	byID     map[sandbox.ID]*life // until the control plane has heard of the end
@@ -254,6 +265,30 @@ func (a *Agent) endAll(why string) {
 	for _, l := range a.all() {
 		l.death.Take(thanatos.Order{Cause: sandbox.NodeLost, Message: why})
 	}
+}
+
+// pass does a named step of a sandbox, or of the node.
+func (a *Agent) pass(step string, of sandbox.ID, do func() error) error {
+	if a.cfg.Passing == nil {
+		return do()
+	}
+	if err := a.cfg.Passing(Passing{step, of, false}); err != nil {
+		return err
+	}
+	if err := do(); err != nil {
+		return err
+	}
+	return a.cfg.Passing(Passing{step, of, true})
+}
+
+// write is the step of changing an entry of the journal.
+func (a *Agent) write(what string, id sandbox.ID, change func(*journal.Entry)) error {
+	return a.pass("journal "+what, id, func() error { return a.journal.Update(id, change) })
+}
+
+// strike is the step of taking an entry out of the journal.
+func (a *Agent) strike(id sandbox.ID) error {
+	return a.pass("journal remove", id, func() error { return a.journal.Remove(id) })
 }
 
 func (a *Agent) all() []*life {

@@ -34,7 +34,7 @@ func (a *Agent) assign(ctx context.Context, req *nodev1.AssignRequest) error {
 	if again, err := a.reserve(l); again || err != nil {
 		return err
 	}
-	if err := a.journal.Assign(entryOf(order, l.uid(), received)); err != nil {
+	if err := a.pass("journal assign", l.id, func() error { return a.journal.Assign(entryOf(order, l.uid(), received)) }); err != nil {
 		a.release(l)
 		return err
 	}

@@ -23,7 +23,7 @@ func (l *life) attachCard(ctx context.Context) error {
 		return err
 	}
 	l.card = card
-	return l.a.journal.Update(l.id, func(e *journal.Entry) { e.Card = card.Name })
+	return l.a.write("card", l.id, func(e *journal.Entry) { e.Card = card.Name })
 }
 
 // detachCard takes the card away, and what the sandbox could reach with it. A

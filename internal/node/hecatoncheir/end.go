@@ -42,7 +42,7 @@ func (l *life) end(ctx context.Context, stopHelpers func()) {
 	stopHelpers()
 	end.Progress = l.tell.untold()
 	if !l.isDisowned() {
-		if err := l.a.journal.Update(l.id, func(e *journal.Entry) { e.End = &end }); err != nil {
+		if err := l.a.write("end", l.id, func(e *journal.Entry) { e.End = &end }); err != nil {
 			l.logger.Error("an end could not be written down", "error", err)
 		}
 	}
@@ -56,7 +56,7 @@ func (l *life) end(ctx context.Context, stopHelpers func()) {
 	if !l.isDisowned() && !l.a.report(ctx, account{l.assignment, end, l.isDisowned, l.logger}) {
 		return // the journal has it, and the next start tells it
 	}
-	if err := l.a.journal.Remove(l.id); err != nil {
+	if err := l.a.strike(l.id); err != nil {
 		l.logger.Error("an entry could not be removed from the journal", "error", err)
 	}
 	l.a.drop(l)
@@ -127,7 +127,7 @@ func (l *life) record(ctx context.Context, cause thanatos.Order) sandbox.End {
 		}
 		f.Log = cocytus.LogFacts{Bytes: output.Bytes(), Truncated: output.Truncated()}
 		if l.tell.ran() {
-			end.LogDigest = l.a.keepLog(ctx, output.Path(), l.logger)
+			end.LogDigest = l.a.keepLog(ctx, l.id, output.Path(), l.logger)
 		}
 	}
 	end.Exit = cocytus.Compose(f)
@@ -143,16 +143,17 @@ const keepLogTries = 4
 const keepLogTimeout = 30 * time.Second
 
 // keepLog stores an ended log; "" when it is lost.
-func (a *Agent) keepLog(ctx context.Context, path string, logger *slog.Logger) sandbox.Digest {
+func (a *Agent) keepLog(ctx context.Context, id sandbox.ID, path string, logger *slog.Logger) sandbox.Digest {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), keepLogTimeout)
 	defer cancel()
-	put := func() (sandbox.Digest, error) {
+	put := func() (d sandbox.Digest, err error) {
 		f, err := os.Open(path)
 		if err != nil {
 			return "", backoff.Permanent(err)
 		}
 		defer func() { _ = f.Close() }() // only read
-		return a.cfg.Blobs.Put(ctx, f)
+		err = a.pass("log to blob", id, func() (err error) { d, err = a.cfg.Blobs.Put(ctx, f); return err })
+		return d, err
 	}
 	d, err := backoff.Retry(ctx, put, backoff.WithBackOff(pauses()), backoff.WithMaxTries(keepLogTries))
 	if err != nil {
@@ -201,7 +202,7 @@ func (a *Agent) report(ctx context.Context, e account) bool {
 		if e.moot() {
 			return struct{}{}, nil
 		}
-		err := a.reportCall(ctx, req)
+		err := a.pass("report end", e.of.Sandbox, func() error { return a.reportCall(ctx, req) })
 		if err != nil && definite(err) {
 			e.logger.Warn("the control plane does not take an end", "error", err)
 			err = nil

@@ -164,11 +164,19 @@ func (w *world) start(fail func(string) error) {
 	w.t.Helper()
 	w.line = &line{control: w.c}
 	w.cfg.Control = w.line
+	w.cfg.Passing = nil
+	if fail != nil {
+		w.cfg.Passing = func(p Passing) error {
+			if p.Done == (p.Step == "execute") { // the order has not left yet
+				return nil
+			}
+			return fail(p.Step)
+		}
+	}
 	a, err := New(w.cfg)
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	a.fail = fail
 	ctx, cancel := context.WithCancel(context.Background())
 	if err := a.Start(ctx); err != nil {
 		cancel()

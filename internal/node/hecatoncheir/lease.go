@@ -56,7 +56,11 @@ func (a *Agent) join(ctx context.Context) error {
 	}
 	try := func() (struct{}, error) {
 		sent := time.Now()
-		resp, err := call(ctx, a, a.joinCall, &nodev1.JoinRequest{Node: node, Address: a.cfg.Address})
+		var resp *nodev1.JoinResponse
+		err := a.pass("join", "", func() (err error) {
+			resp, err = call(ctx, a, a.joinCall, &nodev1.JoinRequest{Node: node, Address: a.cfg.Address})
+			return err
+		})
 		if err != nil {
 			a.cfg.Logger.Warn("joining failed", "error", err)
 			if definite(err) && !fault.Is(err, fault.Conflict) {

@@ -159,9 +159,12 @@ func (l *life) askLeave(ctx context.Context) (err error) {
 	began := time.Now()
 	defer func() { l.trace(tracing.Span{Name: "accept", Begin: began, Err: err}) }()
 	ask := func() (struct{}, error) {
-		_, err := call(ctx, l.a, func(ctx context.Context, req *nodev1.AcceptRequest) (*nodev1.AcceptResponse, error) {
-			return l.a.cfg.Control.Accept(ctx, req)
-		}, &nodev1.AcceptRequest{Assignment: nodewire.EncodeAssignment(l.assignment)})
+		err := l.a.pass("accept", l.id, func() error {
+			_, err := call(ctx, l.a, func(ctx context.Context, req *nodev1.AcceptRequest) (*nodev1.AcceptResponse, error) {
+				return l.a.cfg.Control.Accept(ctx, req)
+			}, &nodev1.AcceptRequest{Assignment: nodewire.EncodeAssignment(l.assignment)})
+			return err
+		})
 		if err != nil && definite(err) {
 			return struct{}{}, backoff.Permanent(err)
 		}
@@ -180,7 +183,7 @@ func (l *life) askLeave(ctx context.Context) (err error) {
 	l.mu.Unlock()
 	l.tell.open()
 	at := time.Now().UTC()
-	return l.a.journal.Update(l.id, func(e *journal.Entry) { e.AcceptedAt = at })
+	return l.a.write("accepted", l.id, func(e *journal.Entry) { e.AcceptedAt = at })
 }
 
 // slowStart is how long the guest may take to say whether the command could be
@@ -194,27 +197,27 @@ func (l *life) execute(ctx, sctx context.Context) error {
 		l.death.Take(thanatos.Order{Cause: sandbox.NodeLost, Message: "its node lost the control plane"})
 	}
 	at := time.Now()
-	if err := l.a.journal.Update(l.id, func(e *journal.Entry) { e.StartedAt = at.UTC() }); err != nil {
+	if err := l.a.write("started", l.id, func(e *journal.Entry) { e.StartedAt = at.UTC() }); err != nil {
 		return err
 	}
-	if err := l.step("execute"); err != nil {
-		return err
-	}
-	if _, _, dying := l.death.First(); dying {
-		return context.Canceled
-	}
-	l.started = at
-	l.clock.Started(at)
-	l.a.metrics.Started(at.Sub(l.received))
 	running := sync.OnceFunc(func() { l.tell.state(sandbox.Progress{State: sandbox.Running, At: at.UTC()}) })
-	slow := time.AfterFunc(slowStart, running)
-	proc, err := l.guest.Start(sctx, guestwire.Start{
-		Proc: 1, Argv: l.req.Command, Env: environment(l.secrets.Env), Cwd: l.req.WorkingDir, MakeCwd: true,
-		User: l.req.User, StdinOpen: l.req.StdinOpen || len(l.secrets.Stdin) > 0,
-	}, l.sink)
-	slow.Stop()
+	var proc Process
+	err := l.a.pass("execute", l.id, func() (err error) {
+		if _, _, dying := l.death.First(); dying {
+			return context.Canceled
+		}
+		l.started = at
+		l.clock.Started(at)
+		l.a.metrics.Started(at.Sub(l.received))
+		defer time.AfterFunc(slowStart, running).Stop()
+		proc, err = l.guest.Start(sctx, guestwire.Start{
+			Proc: 1, Argv: l.req.Command, Env: environment(l.secrets.Env), Cwd: l.req.WorkingDir, MakeCwd: true,
+			User: l.req.User, StdinOpen: l.req.StdinOpen || len(l.secrets.Stdin) > 0,
+		}, l.sink)
+		return err
+	})
 	var no *CommandError
-	if errors.As(err, &no) {
+	if errors.As(err, &no) || l.started.IsZero() {
 		return err
 	}
 	running()

@@ -62,7 +62,7 @@ func (a *Agent) recover(ctx context.Context, left []journal.Entry) error {
 
 func (a *Agent) recoverOne(ctx context.Context, e journal.Entry) error {
 	id := e.Assignment.Sandbox
-	if err := a.cfg.Driver.Reap(ctx, a.vmDir(id), e.VM); err != nil {
+	if err := a.pass("reap", id, func() error { return a.cfg.Driver.Reap(ctx, a.vmDir(id), e.VM) }); err != nil {
 		return err
 	}
 	if err := a.detachLost(ctx, e); err != nil {
@@ -73,16 +73,16 @@ func (a *Agent) recoverOne(ctx context.Context, e journal.Entry) error {
 	}
 	if !e.AcceptedAt.IsZero() && e.End == nil {
 		end := a.lostEnd(ctx, e)
-		if err := a.journal.Update(id, func(e *journal.Entry) { e.End = &end }); err != nil {
+		if err := a.write("lost", id, func(e *journal.Entry) { e.End = &end }); err != nil {
 			return err
 		}
 		e.End = &end
 	}
-	if err := os.RemoveAll(a.sandboxDir(id)); err != nil {
+	if err := a.pass("sweep", id, func() error { return os.RemoveAll(a.sandboxDir(id)) }); err != nil {
 		return err
 	}
 	if e.End == nil {
-		return a.journal.Remove(id)
+		return a.strike(id)
 	}
 	return nil
 }
@@ -107,7 +107,7 @@ func (a *Agent) lostEnd(ctx context.Context, e journal.Entry) sandbox.End {
 			logger.Warn("the log of a lost sandbox is lost too", "error", err)
 		} else {
 			f.Log = cocytus.LogFacts{Bytes: output.Bytes(), Truncated: output.Truncated()}
-			end.LogDigest = a.keepLog(ctx, output.Path(), logger)
+			end.LogDigest = a.keepLog(ctx, e.Assignment.Sandbox, output.Path(), logger)
 		}
 	}
 	end.Exit = cocytus.Compose(f)
@@ -131,7 +131,7 @@ func (a *Agent) tellOld(ctx context.Context) error {
 			told := a.report(a.base, account{e.Assignment, *e.End, func() bool { return false }, a.loggerOf(a.base, e.Assignment)})
 			wg.Done()
 			if told {
-				if err := a.journal.Remove(e.Assignment.Sandbox); err != nil {
+				if err := a.strike(e.Assignment.Sandbox); err != nil {
 					a.loggerOf(a.base, e.Assignment).Error("an entry could not be removed from the journal", "error", err)
 				}
 			}

@@ -53,7 +53,7 @@ func (l *life) prepare(ctx context.Context) (err error) {
 		}
 		l.done = append(l.done, s)
 		began := time.Now()
-		err := errors.Join(s.do(l, ctx), l.step(s.name))
+		err := l.a.pass(s.name, l.id, func() error { return s.do(l, ctx) })
 		l.a.metrics.Prepared(s.name, time.Since(began))
 		l.trace(tracing.Span{Name: s.name, Below: tracing.Prepare, Begin: began, Err: err})
 		if err != nil {
@@ -72,14 +72,6 @@ func (l *life) trace(s tracing.Span) {
 	l.a.cfg.Tracer.Stage(s)
 }
 
-// step lets tests fail it.
-func (l *life) step(name string) error {
-	if l.a.fail == nil {
-		return nil
-	}
-	return l.a.fail(name)
-}
-
 // undoAll undoes what was begun, the last first. What cannot be undone is left
 // to the agent's next start.
 func (l *life) undoAll(ctx context.Context) {
@@ -90,7 +82,7 @@ func (l *life) undoAll(ctx context.Context) {
 			continue
 		}
 		uctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
-		if err := s.undo(l, uctx); err != nil {
+		if err := l.a.pass("undo "+s.name, l.id, func() error { return s.undo(l, uctx) }); err != nil {
 			l.logger.Error("undoing a step failed", "step", s.name, "error", err)
 			l.a.metrics.UndoFailed(s.name)
 		}
@@ -183,7 +175,7 @@ func (l *life) boot(ctx context.Context) error {
 	connect := func(ctx context.Context, vm tartarus.VM) error {
 		// A VM that the journal does not know of could not be found again.
 		handle := vm.Handle()
-		if err := l.a.journal.Update(l.id, func(e *journal.Entry) { e.VM = handle }); err != nil {
+		if err := l.a.write("vm", l.id, func(e *journal.Entry) { e.VM = handle }); err != nil {
 			return err
 		}
 		var err error
