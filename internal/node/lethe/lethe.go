@@ -198,15 +198,13 @@ func openMaster(name string, mib int64) (*os.File, error) {
 // makeMaster makes a master under another name first, so that it is there as a
 // whole or not at all.
 func (s *Store) makeMaster(ctx context.Context, name string, mib int64) error {
-	tmp, err := os.CreateTemp(s.dir, "making-*")
+	tmp, err := s.createTemp()
 	if err != nil {
 		return err
 	}
 	defer os.Remove(tmp.Name())
-	// The lock says that somebody works on it; mke2fs does not care.
-	err = errors.Join(unix.Flock(int(tmp.Fd()), unix.LOCK_EX), tmp.Truncate(mib<<20))
 	defer tmp.Close()
-	if err != nil {
+	if err := tmp.Truncate(mib << 20); err != nil {
 		return err
 	}
 	cmd, err := distro.Command(ctx, "mke2fs", "-q", "-F", "-t", "ext4", "-O", features, "-b", "4096", "-I", "256", "-i", "16384", "-m", "0",
@@ -224,6 +222,31 @@ func (s *Store) makeMaster(ctx context.Context, name string, mib int64) error {
 		return err
 	}
 	return os.Rename(tmp.Name(), name)
+}
+
+// createTemp makes a file and locks it, which says that somebody works on it;
+// mke2fs does not care.
+func (s *Store) createTemp() (*os.File, error) {
+	for {
+		f, err := os.CreateTemp(s.dir, "making-*")
+		if err != nil {
+			return nil, err
+		}
+		var st unix.Stat_t
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
+		if err == nil {
+			err = unix.Fstat(int(f.Fd()), &st)
+		}
+		if err == nil && st.Nlink > 0 {
+			return f, nil
+		}
+		// Without a name a sweep was faster than the lock: once more.
+		_ = os.Remove(f.Name())
+		f.Close()
+		if err != nil {
+			return nil, err
+		}
+	}
 }
 
 // evict removes the masters that were not used for longest, but never keep.
@@ -263,9 +286,7 @@ func (s *Store) sweep() {
 			if err != nil {
 				continue
 			}
-			st, err := f.Stat()
-			// A new one may not be locked yet.
-			if err == nil && time.Since(st.ModTime()) > time.Minute && unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+			if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
 				_ = os.Remove(path)
 			}
 			f.Close()
