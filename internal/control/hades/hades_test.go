@@ -84,6 +84,7 @@ type world struct {
 	box   *seal.Box
 	reg   *hades.Registry
 	agent *agent
+	ago   time.Duration // when place does so
 }
 
 const lease = 200 * time.Millisecond
@@ -156,7 +157,7 @@ var ids = []string{"01ARZ3NDEKTSV4RRFFQ69G5FAV", "01ARZ3NDEKTSV4RRFFQ69G5FAW", "
 // place admits sandbox i and binds it to the node.
 func (w *world) place(i int, epoch int64) sandbox.Assignment {
 	w.t.Helper()
-	ctx, now := w.t.Context(), time.Now()
+	ctx, now := w.t.Context(), time.Now().Add(-w.ago)
 	id := sandbox.MakeID(ids[i])
 	sealed, err := w.box.Seal(id, []byte("{}"))
 	if err != nil {
@@ -293,6 +294,36 @@ func TestHeartbeatNamesWhatToForget(t *testing.T) {
 	got := w.beat(epoch, string(a.Sandbox), stranger).GetForget()
 	if !slices.Equal(got, []string{stranger}) {
 		t.Errorf("forget %q, want %q", got, stranger)
+	}
+}
+
+// TestWhatNoOrderReachedIsQueuedAgain: the scheduler died, or its ledger failed,
+// after a sandbox was bound and before the order for it had left.
+func TestWhatNoOrderReachedIsQueuedAgain(t *testing.T) {
+	w := newWorld(t)
+	epoch := w.join()
+	w.ago = time.Hour
+	stranded, accepted := w.place(0, epoch), w.place(1, epoch)
+	w.ago = 0
+	young := w.place(2, epoch)
+	if err := w.accept(accepted); err != nil {
+		t.Fatal(err)
+	}
+	w.beat(epoch, string(stranded.Sandbox))
+	if rec := w.record(stranded); rec.State != sandbox.Assigned {
+		t.Errorf("one that its node has is %s", rec.State)
+	}
+	w.beat(epoch)
+	if rec := w.record(stranded); rec.State != sandbox.Queued {
+		t.Errorf("one that its node never had is %s", rec.State)
+	}
+	for _, a := range []sandbox.Assignment{accepted, young} {
+		if rec := w.record(a); rec.State == sandbox.Queued {
+			t.Errorf("%s was taken back", a.Sandbox)
+		}
+	}
+	if err := w.accept(stranded); !fault.Is(err, fault.Conflict) {
+		t.Errorf("an order that came too late got leave: %v", err)
 	}
 }
 

@@ -67,6 +67,11 @@ func (r *Registry) Heartbeat(ctx context.Context, req *nodev1.HeartbeatRequest) 
 		}
 	}
 	for _, rec := range mine {
+		if r.stranded(rec, req) {
+			r.cfg.Logger.Warn("a node does not have what it was given", "sandbox", rec.ID, "request_id", rec.RequestID, "node", rec.Node)
+			r.lose(ctx, rec, "its node never had it")
+			continue
+		}
 		// A kill that was written but may not have reached the node: say it again.
 		if rec.Kill != "" && rec.Epoch == req.GetEpoch() && slices.Contains(req.GetLive(), string(rec.ID)) {
 			if err := r.Kill(ctx, rec, repeatedGrace); err != nil {
@@ -75,6 +80,15 @@ func (r *Registry) Heartbeat(ctx context.Context, req *nodev1.HeartbeatRequest) 
 		}
 	}
 	return resp, nil
+}
+
+// stranded reports whether rec was bound to the node that says req, and no order
+// ever came there: whoever was to send it, or to take the binding back, died or
+// failed in between. The node had a lease's time for it. Where an order does come
+// after all, the node gets no leave for it.
+func (r *Registry) stranded(rec sandbox.Record, req *nodev1.HeartbeatRequest) bool {
+	return rec.State == sandbox.Assigned && rec.Epoch == req.GetEpoch() && !slices.Contains(req.GetLive(), string(rec.ID)) &&
+		r.cfg.Clock().Sub(rec.AssignedAt) > r.cfg.Lease
 }
 
 // repeatedGrace is for a kill whose own grace died with whoever ordered it.

@@ -45,7 +45,7 @@ func (r *Registry) sweep(ctx context.Context, began time.Time) error {
 		}
 		for _, rec := range recs {
 			if gone || rec.Epoch < fenced {
-				r.lose(ctx, rec)
+				r.lose(ctx, rec, "its node was lost before it accepted")
 			}
 		}
 	}
@@ -72,11 +72,13 @@ func (r *Registry) judge(node string, began time.Time) (gone bool, fenced int64)
 	return false, 0
 }
 
-func (r *Registry) lose(ctx context.Context, rec sandbox.Record) {
+// lose gives rec back to the queue, because of why, or ends it where its node had
+// accepted it.
+func (r *Registry) lose(ctx context.Context, rec sandbox.Record, why string) {
 	a := sandbox.Assignment{Sandbox: rec.ID, Attempt: rec.Runtime.Attempt, Node: rec.Node, Epoch: rec.Epoch}
 	var err error
 	if rec.State == sandbox.Assigned && rec.Kill == "" {
-		err = r.cfg.Ledger.Requeue(ctx, a, r.cfg.Clock(), "its node was lost before it accepted")
+		err = r.cfg.Ledger.Requeue(ctx, a, r.cfg.Clock(), why)
 	} else {
 		_, err = r.cfg.Ledger.End(ctx, a, sandbox.End{At: r.cfg.Clock(), Exit: lost(rec)})
 	}
