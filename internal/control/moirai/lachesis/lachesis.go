@@ -27,6 +27,7 @@ const (
 	Size      Kind = "size" // larger than the whole node
 	Stale     Kind = "no heartbeat"
 	Draining  Kind = "draining"
+	Refused   Kind = "refused" // by the node itself, a moment ago
 	CPU       Kind = "cpu"
 	Memory    Kind = "memory"
 	Disk      Kind = "disk"
@@ -92,8 +93,11 @@ func reject(want sandbox.Resolved, n sandbox.Node, v View) (Kind, string) {
 	if age := v.Now.Sub(n.SeenAt); age > v.Fresh {
 		return Stale, fmt.Sprintf("last heard of %v ago", age.Round(time.Millisecond))
 	}
-	if n.Draining || v.Avoid[n.ID] {
-		return Draining, "takes nothing new, or refused it a moment ago"
+	if n.Draining {
+		return Draining, "takes nothing new"
+	}
+	if v.Avoid[n.ID] {
+		return Refused, "refused it a moment ago"
 	}
 	return full(need, n)
 }

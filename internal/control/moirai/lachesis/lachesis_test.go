@@ -64,6 +64,10 @@ func TestEachReason(t *testing.T) {
 			t.Errorf("%s: Busy is %v", tc.kind, got.Busy())
 		}
 	}
+	avoid := lachesis.View{Nodes: []sandbox.Node{node("n1", nil)}, Now: now, Fresh: time.Minute, Avoid: map[string]bool{"n1": true}}
+	if got := lachesis.Rank(want(nil), avoid); len(got.LeftOut) != 1 || got.LeftOut[0].Kind != lachesis.Refused || got.Busy() {
+		t.Errorf("a node that refused: %+v", got)
+	}
 	if got := rank(want(nil), node("n1", nil)); len(got.Candidates) != 1 || len(got.LeftOut) != 0 {
 		t.Errorf("a node that fits was left out: %+v", got)
 	}
