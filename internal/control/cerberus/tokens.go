@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -167,7 +166,7 @@ func (g *Guard) EnsureAdminToken(ctx context.Context, path string) error {
 		}
 		// Another process may have been faster.
 		if found, err = g.tokens.TokenByHash(ctx, want.Hash); err != nil {
-			return fmt.Errorf("keeping the admin token: %w", errors.Join(putErr, err))
+			return fmt.Errorf("keeping the admin token: %w", putErr)
 		}
 	}
 	if err != nil {
