@@ -262,6 +262,10 @@ func (e *embedded) openBook(ctx context.Context) (err error) {
 	return errors.Join(writeFile(e.home.public(), public), e.guard.EnsureAdminToken(ctx, e.paths.adminToken()))
 }
 
+// claimLease is how long a request waits that a killed process had claimed. A
+// claim is held for milliseconds; one that took longer is tried again.
+const claimLease = 5 * time.Second
+
 // build makes the parts and the order in which they start.
 func (e *embedded) build(ctx context.Context) error {
 	w := newWire()
@@ -273,7 +277,7 @@ func (e *embedded) build(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	queue, err := acheron.New(acheron.Config{Ledger: e.book, Owner: newULID(), Logger: e.log})
+	queue, err := acheron.New(acheron.Config{Ledger: e.book, Owner: newULID(), Lease: claimLease, Logger: e.log})
 	if err != nil {
 		return err
 	}
