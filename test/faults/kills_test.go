@@ -1,0 +1,128 @@
+package faults_test
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+)
+
+// TestKillsUnderLoad kills a server again and again, at random moments, while
+// callers ask for sandboxes and end some. What they were promised holds after
+// the last kill: none lost, none doubled.
+func TestKillsUnderLoad(t *testing.T) {
+	t.Parallel()
+	learn(t)
+	c := &cell{row: fmt.Sprintf("%d kills under load", *kills), column: once, deadly: true}
+	c.random = c.dice()
+	defer func() {
+		c.must(c.close())
+		table.enter(c.row, c.column, c.faults)
+		for _, f := range c.faults {
+			t.Errorf("%s (again: -seed %d)", f, *seed)
+		}
+	}()
+	if c.must(c.open()); len(c.faults) > 0 {
+		return
+	}
+	for range *kills {
+		s, err := start(c.plan())
+		if err != nil {
+			c.fault("%v", err)
+			return
+		}
+		c.must(c.loadUntil(s, time.Duration(50+c.random.IntN(450))*time.Millisecond))
+		if s.isGone() {
+			c.fault("the server ended by itself: %s", s.log.last())
+		}
+		s.kill()
+		if len(c.faults) > 0 {
+			return
+		}
+	}
+	c.settle()
+	lost, doubled := c.sum()
+	t.Logf("seed %d: %d kills, %d sandboxes admitted, %d lost, %d executed twice", *seed, *kills, len(c.jobs), lost, doubled)
+}
+
+// loadUntil lets callers ask until the moment; who got no answer asks again,
+// perhaps the next server.
+func (c *cell) loadUntil(s *server, d time.Duration) error {
+	for i := range c.jobs {
+		c.jobs[i].answered = false
+	}
+	const callers = 3
+	moment := time.Now().Add(d)
+	var wg sync.WaitGroup
+	errs := make([]error, callers)
+	for n := range callers {
+		r := rand.New(rand.NewPCG(c.random.Uint64(), 0))
+		own := make([]*job, 0, 8) // of the jobs that are asked for now
+		wg.Go(func() {
+			for time.Now().Before(moment) && errs[n] == nil {
+				if len(own) == 0 || !slices.ContainsFunc(own, func(j *job) bool { return j.id == "" && !j.settled }) {
+					own = append(own, c.more(r))
+				}
+				errs[n] = c.ask(s, own)
+			}
+		})
+	}
+	wg.Wait()
+	return firstOf(errs)
+}
+
+func firstOf(errs []error) error {
+	i := slices.IndexFunc(errs, func(err error) bool { return err != nil })
+	if i < 0 {
+		return nil
+	}
+	return errs[i]
+}
+
+var moreMu sync.Mutex
+
+// more is one more job, of any kind.
+func (c *cell) more(r *rand.Rand) *job {
+	kinds := load(r, c.real)
+	j := kinds[0]
+	for j.refused { // which are not counted
+		j = kinds[1]
+	}
+	moreMu.Lock()
+	defer moreMu.Unlock()
+	j.key = fmt.Sprintf("key-%d", len(c.jobs))
+	c.jobs = append(c.jobs, j)
+	return j
+}
+
+// ask asks for what one caller wants, and ends what runs and is to be ended.
+func (c *cell) ask(s *server, own []*job) error {
+	for _, j := range own {
+		switch {
+		case j.id == "" && !j.settled:
+			if err := s.post(j); err != nil {
+				return err
+			}
+		case (j.kill || j.recall) && !j.answered:
+			s.end(j)
+		}
+	}
+	return nil
+}
+
+// sum counts what was promised and is not, and what was executed more than once.
+func (c *cell) sum() (lost, doubled int) {
+	orders, err := c.orders()
+	c.must(err)
+	for _, j := range c.jobs {
+		if !j.rec.ended() {
+			lost++
+		}
+		if orders[j.id] > 1 {
+			doubled++
+		}
+	}
+	return lost, doubled
+}
