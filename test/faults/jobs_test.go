@@ -25,11 +25,11 @@ type job struct {
 	rec      record
 }
 
-// policy has room for four at a time, and a rule.
+// policy has room for some at a time, and a rule.
 const policy = `version: 1
 tenants:
   local:
-    quota: {live: 1000, running: 4, vcpus: 64, memory_mib: 65536, disk_mib: 65536, rate_per_minute: 1000000, burst: 10000}
+    quota: {live: 1000, running: 6, vcpus: 64, memory_mib: 65536, disk_mib: 65536, rate_per_minute: 1000000, burst: 10000}
 defaults: {template: base, capacity_wait: 1s, resources: {disk_mib: 16}}
 rules:
   - name: no-root
@@ -41,7 +41,7 @@ rules:
 const impatient = `version: 1
 tenants:
   local:
-    quota: {live: 1000, running: 4, vcpus: 64, memory_mib: 65536, disk_mib: 65536, rate_per_minute: 1000000, burst: 10000}
+    quota: {live: 1000, running: 6, vcpus: 64, memory_mib: 65536, disk_mib: 65536, rate_per_minute: 1000000, burst: 10000}
 defaults: {template: base, queue_timeout: 1s, resources: {disk_mib: 16}}
 rules:
   - name: no-root

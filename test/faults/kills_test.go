@@ -27,13 +27,17 @@ func TestKillsUnderLoad(t *testing.T) {
 	if c.must(c.open()); len(c.faults) > 0 {
 		return
 	}
-	for range *kills {
+	for n := range *kills {
 		s, err := start(c.plan())
 		if err != nil {
 			c.fault("%v", err)
 			return
 		}
-		c.must(c.loadUntil(s, time.Duration(50+c.random.IntN(450))*time.Millisecond))
+		life := time.Duration(50+c.random.IntN(700)) * time.Millisecond
+		if n%4 == 3 { // long enough for what is done about an earlier server's sandboxes
+			life += 2 * time.Second
+		}
+		c.must(c.loadUntil(s, life))
 		if s.isGone() {
 			c.fault("the server ended by itself: %s", s.log.last())
 		}
@@ -43,8 +47,12 @@ func TestKillsUnderLoad(t *testing.T) {
 		}
 	}
 	c.settle()
-	lost, doubled := c.sum()
-	t.Logf("seed %d: %d kills, %d sandboxes admitted, %d lost, %d executed twice", *seed, *kills, len(c.jobs), lost, doubled)
+	s := c.sum()
+	t.Logf("seed %d: %d kills, %d sandboxes admitted, %d ordered to execute, %d of them killed with their server; lost: %d, executed twice: %d",
+		*seed, *kills, len(c.jobs), s.executed, s.cut, s.lost, s.doubled)
+	if s.cut < *kills/10 {
+		t.Errorf("hardly a kill met a sandbox that ran: this shows nothing")
+	}
 }
 
 // loadUntil lets callers ask until the moment; who got no answer asks again,
@@ -112,17 +120,25 @@ func (c *cell) ask(s *server, own []*job) error {
 	return nil
 }
 
-// sum counts what was promised and is not, and what was executed more than once.
-func (c *cell) sum() (lost, doubled int) {
+// sums are of all sandboxes that were admitted.
+type sums struct{ executed, cut, lost, doubled int }
+
+func (c *cell) sum() (s sums) {
 	orders, err := c.orders()
 	c.must(err)
 	for _, j := range c.jobs {
 		if !j.rec.ended() {
-			lost++
+			s.lost++
+		}
+		if orders[j.id] > 0 {
+			s.executed++
+			if j.rec.Exit.Cause == "node_lost" {
+				s.cut++
+			}
 		}
 		if orders[j.id] > 1 {
-			doubled++
+			s.doubled++
 		}
 	}
-	return lost, doubled
+	return s
 }
