@@ -9,7 +9,7 @@ LINT    := .cache/bin/golangci-lint
 BUF     := $(GO) tool -modfile=tools/go.mod buf
 IMAGE   := $(BUF) build --exclude-source-info --path api/v1
 
-.PHONY: help run build guest test test-go lab lab-full firecracker-test fuzz lint generate api-released bench deps deps-test clean
+.PHONY: help run build guest test test-go faults lab lab-full firecracker-test fuzz lint generate api-released bench deps deps-test clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,11 @@ lab-full: deps-test build firecracker-test ## and the rest of them
 
 firecracker-test: deps-test ## fetch Firecracker and its jailer for the lab's tests, and for nothing else
 	@scripts/firecracker-test.sh
+
+faults: deps-test guest ## kill and break it at every step, on fakes and on real VMs; the table last (FAULTS='-seed 7 -cell vm')
+	@mkdir -p bin
+	$(GO) test -race -c -o bin/faults.test ./test/faults
+	@cd test/faults && ../../bin/faults.test -test.timeout 60m -full $(FAULTS)
 
 fuzz: ## every fuzz target, 100,000 inputs each
 	scripts/fuzz.sh 100000x

@@ -74,6 +74,7 @@ func (c *cell) loadUntil(s *server, d time.Duration) error {
 					own = append(own, c.more(r))
 				}
 				errs[n] = c.ask(s, own)
+				time.Sleep(2 * tick) // a crowd, and not a flood
 			}
 		})
 	}

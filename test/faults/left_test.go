@@ -44,8 +44,30 @@ var prepared = sync.OnceValues(func() (string, error) {
 		}
 	}
 	dir := filepath.Join(room(), "prepared")
-	return dir, clone(from, dir, copyFile)
+	if err := clone(from, dir, copyFile); err != nil {
+		return "", err
+	}
+	if _, err := os.Stat(filepath.Join(dir, "kvm.json")); err == nil {
+		return dir, nil
+	}
+	return dir, tryKVM(dir)
 })
+
+// tryKVM lets servers judge KVM once, which takes a boot, and keep what they
+// found for all states.
+func tryKVM(dir string) error {
+	for _, real := range []bool{false, true} {
+		none := filepath.Join(room(), "none")
+		s, err := start(plan{State: dir, Orders: none, Passed: none, Real: real})
+		if err == nil {
+			err = s.stop()
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return os.RemoveAll(filepath.Join(dir, "up"))
+}
 
 // room is where this run's states are.
 var room = sync.OnceValue(func() string {

@@ -68,6 +68,11 @@ var checks = []check{
 		name: "hostile", full: true, pkg: "test/hostile", argv: []string{"-test.run=^TestHostileGuests$", "-test.parallel=2"}, limit: 25 * time.Minute,
 		env: append([]string{"TARTARUS_HOSTILE_RAW=" + inLab + "raw"}, onFirecracker...), must: []string{"TestHostileGuests"},
 	},
+	{
+		name: "faults", full: true, pkg: "test/faults", argv: []string{"-test.run=^Test(Around|Real)$"}, limit: 15 * time.Minute,
+		env:  []string{"TARTARUS_FAULTS_FIRECRACKER=" + firecracker, "TARTARUS_FAULTS_STATE=" + guestFolder},
+		must: []string{"TestAround", "TestReal"},
+	},
 }
 
 // onFirecracker has the tests of the whole road run their VMs in it.
