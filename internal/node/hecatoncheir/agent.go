@@ -260,9 +260,12 @@ func (a *Agent) Stop(ctx context.Context) error {
 	return err
 }
 
-// endAll ends every sandbox because this node gives up.
+// endAll ends every sandbox because this node gives up. Those without leave to
+// execute never ran: no end of them is told, so that they run elsewhere, or
+// here once the node has joined anew.
 func (a *Agent) endAll(why string) {
 	for _, l := range a.all() {
+		l.disownUnlessAccepted()
 		l.death.Take(thanatos.Order{Cause: sandbox.NodeLost, Message: why})
 	}
 }

@@ -303,6 +303,35 @@ func TestTheLeaseIsLost(t *testing.T) {
 	w.nothingLeft()
 }
 
+// TestWhatHadNoLeaveOutlivesTheLease: a node that loses the control plane before
+// it had leave to execute tells no end. The sandbox never ran, and a later attempt
+// of it does.
+func TestWhatHadNoLeaveOutlivesTheLease(t *testing.T) {
+	w := newWorld(t, options{lease: 300 * time.Millisecond})
+	w.c.mu.Lock()
+	w.c.onAccept = func(a sandbox.Assignment) error {
+		if a.Attempt == 1 {
+			return fault.New(fault.Unavailable, "not now")
+		}
+		return nil
+	}
+	w.c.mu.Unlock()
+	as := w.assign(job{command: []string{"true"}})
+	w.c.setDumb(true)
+	w.awaitEmptyJournal()
+	w.c.setDumb(false)
+	w.awaitEpoch(2)
+	got := w.c.awaitEnd(t, w.assign(job{id: as.Sandbox, attempt: 2, command: []string{"true"}}))
+	if got.end.Exit.State() != sandbox.Succeeded {
+		t.Errorf("its second attempt: %+v", got.end.Exit)
+	}
+	w.c.mu.Lock()
+	defer w.c.mu.Unlock()
+	if first := w.c.of(as); first.end != nil || first.accepted {
+		t.Errorf("of its first attempt was told: %+v", first)
+	}
+}
+
 func (w *world) awaitEpoch(epoch int64) {
 	w.t.Helper()
 	deadline := time.Now().Add(patient)

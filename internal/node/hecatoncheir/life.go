@@ -311,6 +311,12 @@ func (l *life) disown() {
 	l.disowned = true
 }
 
+func (l *life) disownUnlessAccepted() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.disowned = l.disowned || !l.leave
+}
+
 func (l *life) isDisowned() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
