@@ -72,7 +72,7 @@ var starved = []string{"start_failed"}
 func TestAround(t *testing.T) {
 	t.Parallel()
 	learn(t)
-	runAll(t, choose(t, around(), 8))
+	runAll(t, choose(t, around(), 6))
 }
 
 // damage does something to the files that a killed server left.

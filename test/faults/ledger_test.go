@@ -20,7 +20,7 @@ type brittle struct {
 
 // reads are the operations that change nothing. Those that are not brittle's
 // differ in nothing from those that are.
-var reads = []string{"Get", "Admitted", "List", "Events", "Watch", "Live", "Usage", "Nodes", "Due", "Backlog", "AuditEntries", "AuditRows", "AuditHead", "TokenByHash", "ListTokens", "Close"}
+var reads = []string{"Get", "Admitted", "List", "Events", "Watch", "Live", "Usage", "Nodes", "Due", "Backlog", "AuditEntries", "AuditRows", "AuditHead", "TokenByHash", "ListTokens", "ActivePolicy", "Policy", "ListPolicies", "Close"}
 
 func (b brittle) step(name string, id sandbox.ID, do func() error) error {
 	_, err := answer(b, name, id, func() (struct{}, error) { return struct{}{}, do() })
@@ -62,11 +62,6 @@ func (b brittle) Refuse(ctx context.Context, rec sandbox.Record, audit sandbox.A
 
 func (b brittle) Audit(ctx context.Context, audit sandbox.AuditEntry) error {
 	return b.step("audit", audit.Sandbox, func() error { return b.Ledger.Audit(ctx, audit) })
-}
-
-type claimed struct {
-	c  ledger.Claim
-	ok bool
 }
 
 // claim is done only where there was something to claim.
@@ -134,6 +129,10 @@ func (b brittle) Join(ctx context.Context, node sandbox.Node) (int64, error) {
 
 func (b brittle) Prune(ctx context.Context, keep ledger.Retention, now time.Time) (int, error) {
 	return answer(b, "prune", "", func() (int, error) { return b.Ledger.Prune(ctx, keep, now) })
+}
+
+func (b brittle) ActivatePolicy(ctx context.Context, p ledger.Policy, before string, audit sandbox.AuditEntry) (bool, error) {
+	return answer(b, "activate policy", "", func() (bool, error) { return b.Ledger.ActivatePolicy(ctx, p, before, audit) })
 }
 
 func (b brittle) PutToken(ctx context.Context, t ledger.Token) error {

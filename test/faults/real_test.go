@@ -1,6 +1,7 @@
 package faults_test
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -11,11 +12,14 @@ import (
 	"testing"
 )
 
-var reals = 2 // cells on real VMs where not all are tried; each boots twenty
+// Cells on real VMs: how many are sampled, where not all are tried and where
+// they are.
+const reals, manyReals = 1, 12
 
 // TestReal is a sample of the cells on real VMs, and what only they have: their
 // helpers can be killed.
 func TestReal(t *testing.T) {
+	t.Parallel()
 	learn(t)
 	var all []*cell
 	for _, c := range cellsOfSteps() {
@@ -26,12 +30,13 @@ func TestReal(t *testing.T) {
 		}
 	}
 	helper := &cell{row: "real VMs: helpers killed", column: once, real: true, during: killHelpers, also: []string{"guest_lost", "start_failed"}}
-	if *only == "" && *full {
-		*full = false // a sample of these, larger
-		reals = 12
-		defer func() { *full = true }()
+	n := reals
+	if *full {
+		n = manyReals // each boots ten VMs or more
 	}
-	runAll(t, append(choose(t, all, reals), helper))
+	for _, c := range append(sample(t, all, n), helper) {
+		runAll(t, []*cell{c})
+	}
 }
 
 // killHelpers kills processes of VMs, launchers and VMMs alike, one at a time.
@@ -42,7 +47,7 @@ func killHelpers(c *cell, s *server) error {
 		}
 		pids, err := helpers(c.state, s.cmd.Process.Pid)
 		if err != nil || len(pids) == 0 {
-			return fmt.Errorf("no helper is to be found: %w", err)
+			return fmt.Errorf("no helper is to be found: %w", errors.Join(err, os.ErrNotExist))
 		}
 		_ = syscall.Kill(pids[c.random.IntN(len(pids))], syscall.SIGKILL) // it may have ended just now
 		if slices.ContainsFunc(c.jobs, func(j *job) bool { return j.kill && j.rec.ended() }) {

@@ -195,7 +195,7 @@ func start(p plan) (*server, error) {
 	}()
 	if rerr != nil {
 		<-s.gone
-		return s, fmt.Errorf("the server ended before it answered: %v: %s", s.err, s.log.last())
+		return s, fmt.Errorf("the server ended before it answered: %w: %s", s.err, s.log.last())
 	}
 	s.url = strings.TrimSpace(line)
 	token, err := os.ReadFile(filepath.Join(p.State, "admin-token"))
@@ -218,7 +218,7 @@ func (s *server) stop() error {
 	_ = s.life.Close() // it may be gone
 	<-s.gone
 	if s.err != nil {
-		return fmt.Errorf("the server ended with %v: %s", s.err, s.log.last())
+		return fmt.Errorf("the server ended: %w: %s", s.err, s.log.last())
 	}
 	return nil
 }

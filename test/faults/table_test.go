@@ -46,6 +46,7 @@ const (
 // A step that a server passes and that is not here fails TestCells.
 var steps = []step{
 	{"ledger put token", unharmed, unharmed, unharmed, unharmed, nothing},
+	{"ledger activate policy", unharmed, unharmed, unharmed, unharmed, nothing},
 	{"ledger join", unharmed, unharmed, unharmed, unharmed, nothing},
 	{"ledger admit", unharmed, unharmed, unharmed, unharmed, nothing},
 	{"ledger refuse", unharmed, unharmed, unharmed, unharmed, nothing},
