@@ -8,6 +8,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/tartarus-vm/tartarus/internal/node/hostlock"
 )
@@ -59,7 +60,10 @@ func runAll(t *testing.T, cells []*cell) {
 		c.slot = <-slots()
 		wg.Go(func() {
 			defer func() { slots() <- c.slot }()
-			for _, f := range c.run() {
+			began := time.Now()
+			faults := c.run()
+			t.Logf("%s: %v", c.name(), time.Since(began).Round(time.Millisecond))
+			for _, f := range faults {
 				t.Errorf("%s: %s (again: -seed %d -cell '%s')", c.name(), f, *seed, regexp.QuoteMeta(c.name()))
 			}
 		})

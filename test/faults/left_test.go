@@ -185,6 +185,13 @@ func (c *cell) nothingLeft() error {
 	if err != nil {
 		return err
 	}
+	pids, err := c.helpers() // which may not name the state
+	if err != nil {
+		return err
+	}
+	for _, pid := range pids {
+		have = append(have, fmt.Sprintf("process %d of a VM", pid))
+	}
 	if c.learns {
 		baseline.left = have
 		return nil

@@ -54,6 +54,9 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 	}
+	if f := flag.Lookup("test.parallel"); f.Value.String() == f.DefValue { // they wait most of the time
+		_ = f.Value.Set("4")
+	}
 	if *seed == 0 {
 		*seed = uint64(time.Now().UnixNano())%1_000_000 + 1
 	}

@@ -45,7 +45,7 @@ func killHelpers(c *cell, s *server) error {
 		if err := c.untilRunning(s); err != nil {
 			return err
 		}
-		pids, err := helpers(c.state, s.cmd.Process.Pid)
+		pids, err := c.helpers()
 		if err != nil || len(pids) == 0 {
 			return fmt.Errorf("no helper is to be found: %w", errors.Join(err, os.ErrNotExist))
 		}
@@ -57,17 +57,18 @@ func killHelpers(c *cell, s *server) error {
 	return nil
 }
 
-// helpers are the processes that name the state, but for its server.
-func helpers(state string, server int) ([]int, error) {
+// helpers are the processes that name a sandbox.
+func (c *cell) helpers() ([]int, error) {
 	dirs, err := os.ReadDir("/proc")
 	var out []int
 	for _, d := range dirs {
 		pid, perr := strconv.Atoi(d.Name())
-		if perr != nil || pid == server {
+		if perr != nil {
 			continue
 		}
 		cmdline, rerr := os.ReadFile(filepath.Join("/proc", d.Name(), "cmdline"))
-		if rerr == nil && strings.Contains(string(cmdline), state) {
+		names := func(j *job) bool { return j.id != "" && strings.Contains(string(cmdline), j.id) }
+		if rerr == nil && slices.ContainsFunc(c.jobs, names) {
 			out = append(out, pid)
 		}
 	}
