@@ -203,7 +203,7 @@ func (c *cell) nothingLeft() error {
 		}
 	}
 	for _, l := range baseline.left {
-		if !slices.Contains(have, l) {
+		if !slices.Contains(have, l) && !strings.Contains(l, "/lethe/ext4-") { // made when it is needed
 			out = append(out, "missing: "+l)
 		}
 	}
