@@ -108,6 +108,9 @@ func boot(t *testing.T) *booted {
 	}, tartarus.BootPolicy{})
 	check(t, err)
 	t.Cleanup(func() {
+		if t.Failed() {
+			b.tell(t)
+		}
 		b.Close()
 		if err := b.vm.Kill(context.WithoutCancel(t.Context())); err != nil {
 			t.Error(err)
@@ -115,6 +118,15 @@ func boot(t *testing.T) *booted {
 	})
 	t.Logf("from nothing to the guest's hello: %v", time.Since(began))
 	return b
+}
+
+// tell logs how the VM is, or how it ended, for who looks for a reason.
+func (b *booted) tell(t *testing.T) {
+	t.Helper()
+	var console strings.Builder
+	err := b.vm.Console(&console)
+	text := console.String()
+	t.Logf("the VM ended: %q; its console, %v: %q", b.vm.Exit(), err, text[max(0, len(text)-2048):])
 }
 
 // shell runs a script in the guest and returns its outputs.
