@@ -251,15 +251,22 @@ func noDescriptorsLeft(c *cell, s *server) error {
 	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, &few, nil); err != nil {
 		return err
 	}
-	for end := time.Now().Add(hard); time.Now().Before(end); time.Sleep(tick) {
-		if err := c.step(s); err != nil {
+	given := make(chan error, 1)
+	back := time.AfterFunc(hard, func() { given <- unix.Prlimit(pid, unix.RLIMIT_NOFILE, &was, nil) })
+	defer back.Stop()
+	for {
+		if err := c.step(s); err != nil { // which waits for as long as no call is taken
 			return err
 		}
+		select {
+		case err := <-given:
+			if s.isGone() {
+				return fmt.Errorf("without descriptors the server ended: %s", s.log.last())
+			}
+			return err
+		case <-time.After(tick):
+		}
 	}
-	if s.isGone() {
-		return fmt.Errorf("without descriptors the server ended: %s", s.log.last())
-	}
-	return unix.Prlimit(pid, unix.RLIMIT_NOFILE, &was, nil)
 }
 
 // fullDisk fills the state's disk under load, for a while; in a deadly cell the
