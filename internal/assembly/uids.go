@@ -25,6 +25,7 @@ const (
 	lowestUID    = 1000      // below are a distribution's own
 	highestUID   = 1<<31 - 2
 	uidLockNames = "uids-%d.lock"
+	uidLockFiles = "uids-*.lock"
 )
 
 // parseUIDs reads FIRST-LAST.
@@ -71,9 +72,26 @@ func (e *embedded) takeUIDs() error {
 		if lock != nil {
 			e.later(lock.Drop)
 			e.uids = block
+			e.sweepUIDs()
 			return nil
 		}
 	}
 	return fault.New(fault.Unavailable, "other processes of this host have taken all user IDs for VMMs").
 		WithHint("end some of them, or widen the range with --vmm-uids, for all processes alike")
+}
+
+// sweepUIDs removes the lock files that killed processes left: whoever comes
+// later may take another block, and never come by them.
+func (e *embedded) sweepUIDs() {
+	files, err := filepath.Glob(filepath.Join(hostlock.Dir, uidLockFiles))
+	if err != nil {
+		return
+	}
+	for _, f := range files {
+		if lock, err := hostlock.Try(f); err == nil && lock != nil { // nobody's
+			if err := lock.Drop(); err != nil {
+				e.log.Warn("a lock that was left could not be removed", "file", f, "error", err)
+			}
+		}
+	}
 }

@@ -1,13 +1,17 @@
 package assembly
 
 import (
+	"errors"
+	"fmt"
 	"os"
+	"path/filepath"
 	"testing"
 
 	"pgregory.net/rapid"
 
 	"github.com/tartarus-vm/tartarus/internal/fault"
 	"github.com/tartarus-vm/tartarus/internal/node/hecatoncheir"
+	"github.com/tartarus-vm/tartarus/internal/node/hostlock"
 )
 
 func TestParseUIDs(t *testing.T) {
@@ -82,4 +86,32 @@ func TestUIDsAreOnesOwn(t *testing.T) {
 	if len(all) < 2 {
 		t.Errorf("%d blocks", len(all))
 	}
+}
+
+// A lock file that a killed process left goes with the next start, though that
+// takes another block.
+func TestLocksOfTheDeadAreSwept(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Log("an ordinary user has none")
+		return
+	}
+	const few = "1940000-1940063" // nobody else's on this host
+	all, err := parseUIDs(few)
+	must(t, err)
+	list := blocks(all, true)
+	left := filepath.Join(hostlock.Dir, fmt.Sprintf(uidLockNames, list[len(list)-1].First))
+	dead, err := hostlock.Try(left)
+	must(t, err)
+	must(t, dead.Close())
+	e := &embedded{cfg: Config{Local: true}}
+	e.cfg.VMM.UIDs = few
+	must(t, e.takeUIDs())
+	if _, err := os.Lstat(left); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("it is still there: %v", err)
+	}
+	own := filepath.Join(hostlock.Dir, fmt.Sprintf(uidLockNames, e.uids.First))
+	if _, err := os.Lstat(own); err != nil {
+		t.Errorf("its own: %v", err)
+	}
+	must(t, e.close())
 }
