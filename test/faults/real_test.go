@@ -41,11 +41,14 @@ func TestReal(t *testing.T) {
 
 // killHelpers kills processes of VMs, launchers and VMMs alike, one at a time.
 func killHelpers(c *cell, s *server) error {
-	for range 3 {
+	for n := range 3 {
 		if err := c.untilRunning(s); err != nil {
 			return err
 		}
 		pids, err := c.helpers()
+		if err == nil && len(pids) == 0 && n > 0 {
+			return nil // the ones before were the last
+		}
 		if err != nil || len(pids) == 0 {
 			return fmt.Errorf("no helper is to be found: %w", errors.Join(err, os.ErrNotExist))
 		}
