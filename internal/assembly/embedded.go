@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -35,6 +36,7 @@ import (
 	"github.com/tartarus-vm/tartarus/internal/node/tartarus"
 	"github.com/tartarus-vm/tartarus/internal/record/erebus/dirblobs"
 	"github.com/tartarus-vm/tartarus/internal/runner"
+	"github.com/tartarus-vm/tartarus/internal/sandbox"
 	"github.com/tartarus-vm/tartarus/internal/seal"
 	"github.com/tartarus-vm/tartarus/internal/tracing"
 )
@@ -73,6 +75,10 @@ type Config struct {
 	Ledger  func(ledger.Ledger) ledger.Ledger
 	Passing func(hecatoncheir.Passing) error
 
+	// Host, if not nil, stands for this machine; tests and measurements run on
+	// fakes with it.
+	Host *Host
+
 	Logger *slog.Logger // nil: none
 }
 
@@ -91,7 +97,12 @@ func Run(ctx context.Context, cfg Config, ready func(Running)) (err error) {
 		e.log = slog.New(slog.DiscardHandler)
 	}
 	defer func() { err = errors.Join(err, e.close()) }()
-	for _, step := range []func(context.Context) error{e.openFolders, e.openCertificate, e.openTelemetry, e.detectNetwork, e.openImages, e.chooseDriver, e.openBook, e.build} {
+	host := []func(context.Context) error{e.detectNetwork, e.openImages, e.chooseDriver}
+	if cfg.Host != nil {
+		host = []func(context.Context) error{e.standIn}
+	}
+	steps := slices.Concat([]func(context.Context) error{e.openFolders, e.openCertificate, e.openTelemetry}, host, []func(context.Context) error{e.openBook, e.build})
+	for _, step := range steps {
 		if err := step(ctx); err != nil {
 			return err
 		}
@@ -319,6 +330,9 @@ func (e *embedded) newAgent(w *wire) (*hecatoncheir.Agent, error) {
 	capacity, err := hostCapacity(e.paths.root)
 	if err != nil {
 		return nil, err
+	}
+	if h := e.cfg.Host; h != nil && h.Capacity != (sandbox.Capacity{}) {
+		capacity = h.Capacity
 	}
 	scratch, err := lethe.Open(lethe.Config{Dir: e.paths.lethe(), Log: e.log})
 	if err != nil {

@@ -3,8 +3,6 @@ package assembly
 import (
 	"bytes"
 	"context"
-	"debug/elf"
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"io"
@@ -17,10 +15,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/tartarus-vm/tartarus/internal/node/nyx"
 	"github.com/tartarus-vm/tartarus/internal/node/tartarus"
 	"github.com/tartarus-vm/tartarus/internal/node/tartarus/fakevm"
 	"github.com/tartarus-vm/tartarus/internal/runner"
+	"github.com/tartarus-vm/tartarus/internal/testkit"
 )
 
 // testPolicy leaves room for every way to be refused.
@@ -50,16 +48,21 @@ func startFake(t *testing.T, script func(n int, s tartarus.Spec) fakevm.Script) 
 	t.Helper()
 	policy := filepath.Join(t.TempDir(), "policy.yaml")
 	must(t, os.WriteFile(policy, []byte(testPolicy), 0o600))
+	kernel := filepath.Join(t.TempDir(), "vmlinux")
+	must(t, os.WriteFile(kernel, testkit.FakeKernel(), 0o600))
 	dir, err := os.MkdirTemp("", "tt") // a socket's path is short
 	must(t, err)
 	t.Cleanup(func() { must(t, os.RemoveAll(dir)) })
 	u := &fakeUp{t: t, log: &syncBuffer{}, http: &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}}
 	u.e = &embedded{
-		cfg: Config{StateDir: filepath.Join(dir, "s"), Policy: policy, Listen: "127.0.0.1:0"},
+		cfg: Config{
+			StateDir: filepath.Join(dir, "s"), Policy: policy, Listen: "127.0.0.1:0",
+			Host: &Host{Driver: fakevm.New(fakevm.Config{Script: script}), Kernel: kernel},
+		},
 		log: slog.New(slog.NewJSONHandler(u.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	for _, step := range []func(context.Context) error{u.e.openFolders, u.e.openTelemetry, u.fakeHost(script), u.e.openBook, u.e.build} {
+	for _, step := range []func(context.Context) error{u.e.openFolders, u.e.openTelemetry, u.e.standIn, u.e.openBook, u.e.build} {
 		must(t, step(ctx))
 	}
 	ready, done := make(chan struct{}), make(chan error, 1)
@@ -78,40 +81,6 @@ func startFake(t *testing.T, script func(n int, s tartarus.Spec) fakevm.Script) 
 	}
 	u.url = u.e.addresses[1]
 	return u
-}
-
-// fakeHost stands for what a real host would give: a kernel, a driver.
-func (u *fakeUp) fakeHost(script func(int, tartarus.Spec) fakevm.Script) func(context.Context) error {
-	return func(ctx context.Context) (err error) {
-		e := u.e
-		e.detected = func() error { return errors.New("this host is a fake") }
-		e.driver = fakevm.New(fakevm.Config{Script: script})
-		kernel := filepath.Join(u.t.TempDir(), "vmlinux")
-		if err := os.WriteFile(kernel, fakeKernel(), 0o600); err != nil {
-			return err
-		}
-		if e.images, e.blobs, err = openImages(e.paths, nyx.Config{Kernel: kernel}); err != nil {
-			return err
-		}
-		if _, err := e.images.EnsureBundle(ctx, []byte("\x7fELF, as far as anybody looks"), nil); err != nil {
-			return err
-		}
-		_, err = e.images.EnsureTemplate(ctx, "base", nil)
-		return err
-	}
-}
-
-// fakeKernel is an ELF file with the note that makes it a kernel.
-func fakeKernel() []byte {
-	var b bytes.Buffer
-	h := elf.Header64{Type: uint16(elf.ET_EXEC), Machine: uint16(elf.EM_X86_64), Version: 1, Ehsize: 64, Phentsize: 56, Phnum: 1, Phoff: 64}
-	copy(h.Ident[:], elf.ELFMAG)
-	h.Ident[elf.EI_CLASS], h.Ident[elf.EI_DATA], h.Ident[elf.EI_VERSION] = byte(elf.ELFCLASS64), byte(elf.ELFDATA2LSB), 1
-	for _, part := range []any{h, elf.Prog64{Type: uint32(elf.PT_NOTE), Off: 120, Filesz: 20}, []uint32{4, 4, 18}} {
-		_ = binary.Write(&b, binary.LittleEndian, part) // to memory
-	}
-	b.WriteString("Xen\x00\x00\x00\x00\x00Linux version 6.6.6 x")
-	return b.Bytes()
 }
 
 // ask is one request as the admin.
