@@ -44,10 +44,13 @@ type Config struct {
 	Ledger   atropos.Ledger
 	Nodes    Nodes
 	Verdicts clotho.Verdicts
-	Workers  int              // how many requests are placed at once; 4 if zero
+	Workers  int              // how many requests are placed at once; DefaultWorkers if zero
 	Clock    func() time.Time // time.Now if nil
 	Logger   *slog.Logger     // nil: none
 }
+
+// DefaultWorkers is how many requests are placed at once.
+const DefaultWorkers = 4
 
 // Scheduler places requests.
 type Scheduler struct {
@@ -74,7 +77,7 @@ func New(cfg Config) (*Scheduler, error) {
 		return nil, errors.New("moirai: Queue, Ledger, Nodes and Verdicts are required")
 	}
 	if cfg.Workers == 0 {
-		cfg.Workers = 4
+		cfg.Workers = DefaultWorkers
 	}
 	if cfg.Clock == nil {
 		cfg.Clock = time.Now
