@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/ncruces/go-sqlite3"
@@ -184,26 +185,46 @@ func (l *Ledger) Join(ctx context.Context, node sandbox.Node) (epoch int64, err 
 	return epoch, nil
 }
 
-// Nodes implements ledger.Book.
+// Nodes implements ledger.Book. What a node said when it joined is parsed but
+// once: there may be thousands, and whoever places asks for all.
 func (l *Ledger) Nodes(ctx context.Context) (out []sandbox.Node, err error) {
 	err = l.read(ctx, func(c *conn) error {
-		var ids []string
-		if err := c.query(func(s *sqlite3.Stmt) error {
-			ids = append(ids, s.ColumnText(0))
-			return nil
-		}, sqlNodes); err != nil {
-			return err
-		}
-		for _, id := range ids {
-			n, err := c.node(id)
+		out = nil
+		return c.query(func(s *sqlite3.Stmt) error {
+			n, err := l.joined.parse(s)
 			if err != nil {
 				return err
 			}
+			n.InUse = inUse(s, 3)
 			out = append(out, n)
-		}
-		return nil
+			return nil
+		}, sqlNodes)
 	})
 	return out, err
+}
+
+// joined holds nodes as they joined last.
+type joined struct {
+	mu   sync.Mutex
+	byID map[string]sandbox.Node // guarded by mu
+}
+
+// parse reads id, epoch and doc of a row. What it returns shares maps and
+// slices with what others get, who do not change them.
+func (j *joined) parse(s *sqlite3.Stmt) (sandbox.Node, error) {
+	id, epoch := s.ColumnText(0), s.ColumnInt64(1)
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if n, ok := j.byID[id]; ok && n.Epoch == epoch {
+		return n, nil
+	}
+	var n sandbox.Node
+	if err := parse(s, 2, &n); err != nil {
+		return n, err
+	}
+	n.Epoch = epoch
+	j.byID[id] = n
+	return n, nil
 }
 
 // pruneAtOnce bounds what one transaction removes, so that other steps need

@@ -173,14 +173,19 @@ func (c *conn) node(id string) (n sandbox.Node, err error) {
 		return n, ledger.ErrNoNode(id)
 	}
 	_, err = c.first(func(s *sqlite3.Stmt) error {
-		n.InUse = sandbox.Capacity{
-			VCPUs:     s.ColumnInt(1),
-			MemoryMiB: s.ColumnInt64(2) + s.ColumnInt64(0)*sandbox.VMOverheadMiB,
-			DiskMiB:   s.ColumnInt64(3),
-		}
+		n.InUse = inUse(s, 0)
 		return nil
 	}, sqlNodeUse, id)
 	return n, err
+}
+
+// inUse reads a row of node_use, from its running on; NULL is nothing.
+func inUse(s *sqlite3.Stmt, col int) sandbox.Capacity {
+	return sandbox.Capacity{
+		VCPUs:     s.ColumnInt(col + 1),
+		MemoryMiB: s.ColumnInt64(col+2) + s.ColumnInt64(col)*sandbox.VMOverheadMiB,
+		DiskMiB:   s.ColumnInt64(col + 3),
+	}
 }
 
 // epoch is a node's present one; 0 if it never joined.

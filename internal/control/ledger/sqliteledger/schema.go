@@ -21,6 +21,9 @@ func open(cfg Config, steps []string) (*conn, error) {
 	}
 	err = prepare(c, steps)
 	if err == nil {
+		err = sumAnew(c)
+	}
+	if err == nil {
 		// The index of the log is the one file that does not follow modeof.
 		if err = os.Chmod(cfg.Path+"-shm", 0o600); errors.Is(err, os.ErrNotExist) {
 			err = nil
@@ -110,4 +113,19 @@ func migrate(c *conn, steps []string) (err error) {
 		}
 	}
 	return c.exec(sqlCommit)
+}
+
+// sumAnew makes the sums over what is live.
+func sumAnew(c *conn) error {
+	if err := c.exec(sqlBegin); err != nil {
+		return err
+	}
+	err := c.db.Exec(sqlSumAnew)
+	if err == nil {
+		err = c.exec(sqlCommit)
+	}
+	if err != nil && !c.db.GetAutocommit() {
+		err = errors.Join(err, c.exec(sqlRollback))
+	}
+	return err
 }

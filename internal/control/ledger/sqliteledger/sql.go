@@ -6,6 +6,10 @@ package sqliteledger
 // on a node, so that claiming and placing cost the same however many have
 // ended. A live row with node '' is queued. Times are nanoseconds since 1970, 0
 // for none.
+//
+// tenant_use, node_use and totals are sums over live, so that no step counts
+// through what is live either. Triggers keep them: they change in the
+// transaction that changes a live row, whichever step or program that is.
 
 // applicationID marks our files: "TART".
 const applicationID = 0x54415254
@@ -121,7 +125,82 @@ ALTER TABLE records ADD COLUMN policy TEXT NOT NULL DEFAULT '';
 UPDATE records SET policy = coalesce(json_extract(doc, '$.verdict.policy_version'), '');
 CREATE INDEX records_policy ON records (policy) WHERE policy > '';
 `,
+	// 3: sums over live, where they were counted through.
+	`
+DROP INDEX live_tenant;
+DROP INDEX live_node;
+
+CREATE TABLE tenant_use (
+	tenant     TEXT PRIMARY KEY,
+	live       INTEGER NOT NULL,
+	running    INTEGER NOT NULL, -- on nodes, and so is the rest
+	vcpus      INTEGER NOT NULL,
+	memory_mib INTEGER NOT NULL,
+	disk_mib   INTEGER NOT NULL
+) WITHOUT ROWID;
+
+CREATE TABLE node_use (
+	node       TEXT PRIMARY KEY,
+	running    INTEGER NOT NULL,
+	vcpus      INTEGER NOT NULL,
+	memory_mib INTEGER NOT NULL,
+	disk_mib   INTEGER NOT NULL
+) WITHOUT ROWID;
+
+CREATE TABLE totals ( -- one row
+	on_nodes INTEGER NOT NULL,
+	joins    INTEGER NOT NULL -- of nodes, ever
+);
+INSERT INTO totals VALUES (0, 0);
+
+CREATE TRIGGER live_in AFTER INSERT ON live BEGIN
+	SELECT raise(ABORT, 'a new request is on no node') WHERE new.node > '';
+	INSERT INTO tenant_use VALUES (new.tenant, 1, 0, 0, 0, 0) ON CONFLICT DO UPDATE SET live = live + 1;
+END;
+CREATE TRIGGER live_out AFTER DELETE ON live BEGIN
+	UPDATE tenant_use SET live = live - 1 WHERE tenant = old.tenant;
+END;
+CREATE TRIGGER live_same BEFORE UPDATE OF id, tenant, vcpus, memory_mib, disk_mib ON live BEGIN
+	SELECT raise(ABORT, 'what a request asks for does not change');
+END;
+CREATE TRIGGER live_placed AFTER UPDATE OF node ON live WHEN new.node > '' AND new.node <> old.node BEGIN
+	INSERT INTO node_use VALUES (new.node, 1, new.vcpus, new.memory_mib, new.disk_mib)
+		ON CONFLICT DO UPDATE SET running = running + 1, vcpus = vcpus + new.vcpus,
+			memory_mib = memory_mib + new.memory_mib, disk_mib = disk_mib + new.disk_mib;
+	UPDATE tenant_use SET running = running + 1, vcpus = vcpus + new.vcpus,
+		memory_mib = memory_mib + new.memory_mib, disk_mib = disk_mib + new.disk_mib WHERE tenant = new.tenant;
+	UPDATE totals SET on_nodes = on_nodes + 1;
+END;
+CREATE TRIGGER live_left AFTER UPDATE OF node ON live WHEN old.node > '' AND new.node <> old.node BEGIN
+	UPDATE node_use SET running = running - 1, vcpus = vcpus - old.vcpus,
+		memory_mib = memory_mib - old.memory_mib, disk_mib = disk_mib - old.disk_mib WHERE node = old.node;
+	UPDATE tenant_use SET running = running - 1, vcpus = vcpus - old.vcpus,
+		memory_mib = memory_mib - old.memory_mib, disk_mib = disk_mib - old.disk_mib WHERE tenant = old.tenant;
+	UPDATE totals SET on_nodes = on_nodes - 1;
+END;
+CREATE TRIGGER live_ended AFTER DELETE ON live WHEN old.node > '' BEGIN
+	UPDATE node_use SET running = running - 1, vcpus = vcpus - old.vcpus,
+		memory_mib = memory_mib - old.memory_mib, disk_mib = disk_mib - old.disk_mib WHERE node = old.node;
+	UPDATE tenant_use SET running = running - 1, vcpus = vcpus - old.vcpus,
+		memory_mib = memory_mib - old.memory_mib, disk_mib = disk_mib - old.disk_mib WHERE tenant = old.tenant;
+	UPDATE totals SET on_nodes = on_nodes - 1;
+END;
+CREATE TRIGGER node_joined AFTER INSERT ON nodes BEGIN
+	UPDATE totals SET joins = joins + 1;
+END;
+`,
 }
+
+// sqlSumAnew makes the sums of what there is. It is done at each opening, so
+// that whatever somebody did to the file by hand does not stay in them.
+const sqlSumAnew = `
+DELETE FROM tenant_use;
+INSERT INTO tenant_use
+SELECT tenant, count(*), sum(node > ''), sum(iif(node > '', vcpus, 0)), sum(iif(node > '', memory_mib, 0)), sum(iif(node > '', disk_mib, 0))
+FROM live GROUP BY tenant;
+DELETE FROM node_use;
+INSERT INTO node_use SELECT node, count(*), sum(vcpus), sum(memory_mib), sum(disk_mib) FROM live WHERE node > '' GROUP BY node;
+UPDATE totals SET on_nodes = (SELECT count(*) FROM live WHERE node > ''), joins = (SELECT coalesce(sum(epoch), 0) FROM nodes);`
 
 // Opening.
 const (
@@ -183,17 +262,12 @@ UPDATE live SET node = ?2, not_before = ?3, owner = ?4, token = ?5, claimed_at =
 	sqlEvents       = `SELECT seq, at, state, cause, message FROM events WHERE id = ?1 AND seq > ?2 ORDER BY seq`
 )
 
-// Sums.
+// Sums, which triggers keep.
 const (
-	sqlLiveCount = `SELECT count(*) FROM live WHERE tenant = ?1`
-	sqlUsage     = `
-SELECT count(*), coalesce(sum(node > ''), 0), coalesce(sum(vcpus) FILTER (WHERE node > ''), 0),
-	coalesce(sum(memory_mib) FILTER (WHERE node > ''), 0), coalesce(sum(disk_mib) FILTER (WHERE node > ''), 0)
-FROM live WHERE tenant = ?1`
-	sqlLiveTenants = `SELECT DISTINCT tenant FROM live`
-	sqlNodeUse     = `
-SELECT count(*), coalesce(sum(vcpus), 0), coalesce(sum(memory_mib), 0), coalesce(sum(disk_mib), 0)
-FROM live WHERE node = ?1 AND node > ''`
+	sqlLiveCount   = `SELECT live FROM tenant_use WHERE tenant = ?1`
+	sqlUsage       = `SELECT live, running, vcpus, memory_mib, disk_mib FROM tenant_use WHERE tenant = ?1`
+	sqlLiveTenants = `SELECT tenant FROM tenant_use WHERE live > 0`
+	sqlNodeUse     = `SELECT running, vcpus, memory_mib, disk_mib FROM node_use WHERE node = ?1`
 )
 
 // The queue. The first part walks from one waiting tenant to the next by the
@@ -213,7 +287,7 @@ WITH RECURSIVE waiting (tenant) AS (
 )
 SELECT f.id FROM first f LEFT JOIN tenants t ON t.tenant = f.tenant
 WHERE f.id IS NOT NULL
-ORDER BY (SELECT count(*) FROM live n WHERE n.tenant = f.tenant AND n.node > ''), coalesce(t.served, 0), f.id LIMIT 1`
+ORDER BY (SELECT u.running FROM tenant_use u WHERE u.tenant = f.tenant), coalesce(t.served, 0), f.id LIMIT 1`
 	sqlNext      = sqlWaitingTenants + `q.ready_at <= ?1` + sqlFairest
 	sqlNextEarly = sqlWaitingTenants + `q.claim_until <= ?1` + sqlFairest
 
@@ -226,8 +300,8 @@ ON CONFLICT (tenant) DO UPDATE SET served = excluded.served`
 SELECT
 	(SELECT ready_at FROM live WHERE node = '' AND tenant NOT IN (SELECT value FROM json_each(?1)) ORDER BY ready_at LIMIT 1),
 	(SELECT min(overdue_at) FROM live WHERE node = '' AND overdue_at > 0),
-	(SELECT count(*) FROM live WHERE node > ''),
-	(SELECT coalesce(sum(epoch), 0) FROM nodes)`
+	on_nodes, joins
+FROM totals`
 	sqlBacklog = `
 SELECT count(*) FILTER (WHERE ready_at <= ?1), count(*) FILTER (WHERE claim_until <= ?1 AND not_before > ?1),
 	count(*) FILTER (WHERE claim_until > ?1), min(created_at)
@@ -254,7 +328,9 @@ const (
 	sqlEpoch   = `SELECT epoch FROM nodes WHERE id = ?1`
 	sqlNode    = `SELECT epoch, doc FROM nodes WHERE id = ?1`
 	sqlPutNode = `INSERT OR REPLACE INTO nodes (id, epoch, doc) VALUES (?1, ?2, ?3)`
-	sqlNodes   = `SELECT id FROM nodes ORDER BY id`
+	sqlNodes   = `
+SELECT n.id, n.epoch, n.doc, u.running, u.vcpus, u.memory_mib, u.disk_mib
+FROM nodes n LEFT JOIN node_use u ON u.node = n.id ORDER BY n.id`
 
 	sqlAuditTail     = `SELECT seq, doc FROM audit ORDER BY seq DESC LIMIT 1`
 	sqlInsertAudit   = `INSERT INTO audit (seq, tenant, doc) VALUES (?1, ?2, ?3)`

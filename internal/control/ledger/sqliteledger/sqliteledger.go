@@ -18,6 +18,7 @@ import (
 
 	"github.com/tartarus-vm/tartarus/internal/control/ledger"
 	"github.com/tartarus-vm/tartarus/internal/fault"
+	"github.com/tartarus-vm/tartarus/internal/sandbox"
 )
 
 // Config is what a Ledger is made of.
@@ -75,6 +76,8 @@ type Ledger struct {
 	// opened. Whoever takes one out puts it back.
 	readers chan *conn
 
+	joined joined
+
 	closing sync.Once
 	closed  chan struct{} // closed by Close
 	err     error         // of Close
@@ -96,7 +99,10 @@ func Open(ctx context.Context, cfg Config) (*Ledger, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the ledger %q: %w", cfg.Path, classify(ctx, err))
 	}
-	l := &Ledger{cfg: cfg, readers: make(chan *conn, cfg.Readers), closed: make(chan struct{})}
+	l := &Ledger{
+		cfg: cfg, readers: make(chan *conn, cfg.Readers), closed: make(chan struct{}),
+		joined: joined{byID: map[string]sandbox.Node{}},
+	}
 	for range cfg.Readers {
 		l.readers <- nil
 	}
