@@ -30,8 +30,7 @@ func (l lookup) Template(ctx context.Context, name string) (sandbox.Template, er
 }
 
 func (l lookup) GuestDigest(ctx context.Context) (sandbox.Digest, error) {
-	b, err := l.images.CurrentBundle(ctx)
-	return b.Digest, err
+	return l.images.CurrentDigest(ctx)
 }
 
 // What a host gives to sandboxes: more vCPUs than it has cores, since most

@@ -34,8 +34,37 @@ type index struct {
 
 func (s *Store) indexFile() string { return filepath.Join(s.c.Dir, "index.json") }
 
-// read reads the index, which is always whole: it is only ever replaced.
+// read is the index, not to be changed. Every request asks for it: where the
+// file is still the one that was read last, it is not read again.
 func (s *Store) read() (index, error) {
+	now := time.Now()
+	info, err := os.Stat(s.indexFile())
+	if err != nil {
+		return s.load() // it says what is wrong
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.lastRead != nil && os.SameFile(info, s.lastInfo) && info.ModTime().Equal(s.lastInfo.ModTime()) && info.Size() == s.lastInfo.Size() {
+		return *s.lastRead, nil
+	}
+	s.lastRead = nil
+	ix, err := s.load()
+	if err != nil {
+		return ix, err
+	}
+	// A file that was replaced within the grain of its time could look the same.
+	if now.Sub(info.ModTime()) > settled {
+		s.lastRead, s.lastInfo = &ix, info
+	}
+	return ix, nil
+}
+
+// settled is the age from which on a file's time tells it from the one that
+// takes its place.
+const settled = time.Second
+
+// load reads the index, which is always whole: it is only ever replaced.
+func (s *Store) load() (index, error) {
 	ix := index{Format: indexFormat, Templates: map[string]sandbox.Template{}}
 	text, err := os.ReadFile(s.indexFile())
 	if errors.Is(err, fs.ErrNotExist) {
@@ -78,7 +107,7 @@ func (s *Store) change(ctx context.Context, edit func(*index) error) error {
 		return err
 	}
 	defer unlock()
-	ix, err := s.read()
+	ix, err := s.load()
 	if err != nil {
 		return err
 	}

@@ -16,6 +16,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/tartarus-vm/tartarus/internal/fault"
 	"github.com/tartarus-vm/tartarus/internal/node/nyx/distro"
@@ -49,7 +50,13 @@ func (c Config) Validate() error {
 
 // Store is the node's view of templates and guest bundles. It holds nothing
 // open between calls.
-type Store struct{ c Config }
+type Store struct {
+	c Config
+
+	mu       sync.Mutex
+	lastRead *index      // guarded by mu; nil: read it anew
+	lastInfo os.FileInfo // guarded by mu; of the file that lastRead came from
+}
 
 // Open opens the store in c.Dir.
 func Open(c Config) (*Store, error) {
@@ -148,14 +155,24 @@ func (s *Store) Bundle(ctx context.Context, d sandbox.Digest) (Bundle, error) {
 
 // CurrentBundle is the guest bundle that new sandboxes get.
 func (s *Store) CurrentBundle(ctx context.Context) (Bundle, error) {
-	ix, err := s.read()
+	d, err := s.CurrentDigest(ctx)
 	if err != nil {
 		return Bundle{}, err
 	}
-	if len(ix.Bundles) == 0 {
-		return Bundle{}, fault.New(fault.NotFound, "there is no guest bundle yet").WithHint("tartarus setup makes it")
+	return s.Bundle(ctx, d)
+}
+
+// CurrentDigest names the guest bundle that new sandboxes get. Whether it is
+// whole is seen where it is used.
+func (s *Store) CurrentDigest(context.Context) (sandbox.Digest, error) {
+	ix, err := s.read()
+	if err != nil {
+		return "", err
 	}
-	return s.Bundle(ctx, ix.Bundles[0])
+	if len(ix.Bundles) == 0 {
+		return "", fault.New(fault.NotFound, "there is no guest bundle yet").WithHint("tartarus setup makes it")
+	}
+	return ix.Bundles[0], nil
 }
 
 // Remove forgets a template. Its image goes with the next Collect of the blobs

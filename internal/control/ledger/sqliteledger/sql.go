@@ -129,6 +129,8 @@ CREATE INDEX records_policy ON records (policy) WHERE policy > '';
 	`
 DROP INDEX live_tenant;
 DROP INDEX live_node;
+DROP INDEX live_ready;
+CREATE INDEX live_ready ON live (tenant, ready_at) WHERE node = '';
 
 CREATE TABLE tenant_use (
 	tenant     TEXT PRIMARY KEY,
@@ -138,6 +140,7 @@ CREATE TABLE tenant_use (
 	memory_mib INTEGER NOT NULL,
 	disk_mib   INTEGER NOT NULL
 ) WITHOUT ROWID;
+CREATE INDEX tenant_waits ON tenant_use (tenant) WHERE live > running;
 
 CREATE TABLE node_use (
 	node       TEXT PRIMARY KEY,
@@ -270,20 +273,16 @@ const (
 	sqlNodeUse     = `SELECT running, vcpus, memory_mib, disk_mib FROM node_use WHERE node = ?1`
 )
 
-// The queue. The first part walks from one waiting tenant to the next by the
-// index, and so never reads a whole tenant's queue.
+// The queue. What is asked of it is asked tenant by tenant, of those that have
+// something waiting, and never reads a whole tenant's queue.
 const (
 	sqlWaitingTenants = `
-WITH RECURSIVE waiting (tenant) AS (
-	SELECT min(tenant) FROM live WHERE node = ''
-	UNION ALL
-	SELECT (SELECT min(l.tenant) FROM live l WHERE l.node = '' AND l.tenant > waiting.tenant)
-	FROM waiting WHERE waiting.tenant IS NOT NULL
+WITH waiting (tenant) AS (
+	SELECT tenant FROM tenant_use WHERE live > running AND tenant NOT IN (SELECT value FROM json_each(?2))
 ), first (tenant, id) AS MATERIALIZED (
 	SELECT w.tenant, (SELECT q.id FROM live q WHERE q.node = '' AND q.tenant = w.tenant AND `
 	sqlFairest = ` ORDER BY q.id LIMIT 1)
 	FROM waiting w
-	WHERE w.tenant IS NOT NULL AND w.tenant NOT IN (SELECT value FROM json_each(?2))
 )
 SELECT f.id FROM first f LEFT JOIN tenants t ON t.tenant = f.tenant
 WHERE f.id IS NOT NULL
@@ -298,7 +297,8 @@ INSERT INTO tenants (tenant, served) VALUES (?1, 1 + (SELECT coalesce(max(served
 ON CONFLICT (tenant) DO UPDATE SET served = excluded.served`
 	sqlDue = `
 SELECT
-	(SELECT ready_at FROM live WHERE node = '' AND tenant NOT IN (SELECT value FROM json_each(?1)) ORDER BY ready_at LIMIT 1),
+	(SELECT min((SELECT min(q.ready_at) FROM live q WHERE q.node = '' AND q.tenant = w.tenant)) FROM tenant_use w
+		WHERE w.live > w.running AND w.tenant NOT IN (SELECT value FROM json_each(?1))),
 	(SELECT min(overdue_at) FROM live WHERE node = '' AND overdue_at > 0),
 	on_nodes, joins
 FROM totals`
