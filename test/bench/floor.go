@@ -2,7 +2,6 @@ package main
 
 import (
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"sync"
@@ -12,35 +11,50 @@ import (
 )
 
 // bare is SQLite with nothing around it: one writer that takes who waits into
-// one commit, as durable as the ledger's, and one table.
+// one commit, as durable as the ledger's.
 type bare struct {
-	db   *sqlite3.Conn
-	row  *sqlite3.Stmt
-	text string // of each row
+	db     *sqlite3.Conn
+	insert func() error // what a commit writes, for each who waits
+	end    func() error // ends insert
+	n      int64        // of inserts, for insert to use; of the writer
 
 	jobs chan chan error
 	done chan struct{}
-	n    int64
 }
 
 // bareBatch is the ledger's bound of a commit.
 const bareBatch = 256
 
-func openBare(dir string, bytes int) (_ *bare, err error) {
-	b := &bare{text: fmt.Sprintf("%0*d", bytes, 7), jobs: make(chan chan error), done: make(chan struct{})}
-	if dir, err = os.MkdirTemp(dir, "bare-"); err != nil {
+const sqlDurable = `PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;`
+
+func startBare(path, sql string) (*bare, error) {
+	b := &bare{jobs: make(chan chan error), done: make(chan struct{})}
+	var err error
+	if b.db, err = sqlite3.Open(path); err != nil {
 		return nil, err
 	}
-	if b.db, err = sqlite3.Open(filepath.Join(dir, "bare.db")); err != nil {
+	if err := b.db.Exec(sql); err != nil {
+		return nil, errors.Join(err, b.db.Close())
+	}
+	return b, nil
+}
+
+// openBare is one that inserts a small row into one table.
+func openBare(dir string) (*bare, error) {
+	dir, err := os.MkdirTemp(dir, "bare-")
+	if err != nil {
 		return nil, err
 	}
-	err = b.db.Exec(`PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; CREATE TABLE bare (n INTEGER PRIMARY KEY, t TEXT)`)
-	if err == nil {
-		b.row, _, err = b.db.Prepare(`INSERT INTO bare VALUES (?1, ?2)`)
+	b, err := startBare(filepath.Join(dir, "bare.db"), sqlDurable+`CREATE TABLE bare (n INTEGER PRIMARY KEY, t TEXT)`)
+	if err != nil {
+		return nil, err
 	}
+	row, _, err := b.db.Prepare(`INSERT INTO bare VALUES (?1, 'a small row')`)
 	if err != nil {
 		return nil, errors.Join(err, b.db.Close())
 	}
+	b.insert = func() error { return errors.Join(row.BindInt64(1, b.n), row.Exec()) }
+	b.end = row.Close
 	go b.write()
 	return b, nil
 }
@@ -56,7 +70,7 @@ func (b *bare) commit() error {
 func (b *bare) close() error {
 	close(b.jobs)
 	<-b.done
-	return errors.Join(b.row.Close(), b.db.Close())
+	return errors.Join(b.end(), b.db.Close())
 }
 
 func (b *bare) write() {
@@ -77,6 +91,7 @@ func (b *bare) write() {
 		}
 		err := b.db.Exec(`BEGIN IMMEDIATE`)
 		for range batch {
+			b.n++
 			if err == nil {
 				err = b.insert()
 			}
@@ -88,14 +103,6 @@ func (b *bare) write() {
 			answer <- err
 		}
 	}
-}
-
-func (b *bare) insert() error {
-	b.n++
-	if err := errors.Join(b.row.BindInt64(1, b.n), b.row.BindText(2, b.text)); err != nil {
-		return err
-	}
-	return b.row.Exec()
 }
 
 // rate is n commits of 64 clients, a second.

@@ -232,7 +232,7 @@ func request(key *seal.Key, box *seal.Box, tenant string) (a sandbox.Admitted, e
 
 // placement is how fast requests get from the queue to nodes.
 func placement(ctx context.Context, b *bench) (rows []measure.Row, err error) {
-	floor, err := openBare(b.dir, smallRow)
+	floor, err := openBare(b.dir)
 	if err != nil {
 		return nil, err
 	}

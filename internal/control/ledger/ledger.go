@@ -141,9 +141,9 @@ type Placements interface {
 	// Place binds a claimed request to a node: queued → assigned, attempt
 	// one higher. It is refused with QuotaExceeded when the tenant's limits
 	// (running, vCPUs, memory, disk) or with Unavailable when the node's
-	// capacity would be passed, both as sums over live records; with Conflict
-	// when the claim is no longer held (its lease has passed, too) or the
-	// node's epoch is not epoch. A tenant's memory is the plain MemoryMiB; a
+	// capacity would be passed, both as sums over live records, or the node's
+	// epoch is not epoch; with Conflict when the claim is no longer held (its
+	// lease has passed, too) or there is no such node. A tenant's memory is the plain MemoryMiB; a
 	// node's counts sandbox.VMOverheadMiB for each sandbox besides. An answer
 	// that was lost is not repeated: the record tells what became of it.
 	Place(ctx context.Context, c Claim, node string, epoch int64, now time.Time) (sandbox.Assignment, error)

@@ -57,6 +57,7 @@ type Scheduler struct {
 	cfg    Config
 	intake clotho.Intake
 	binder atropos.Binder
+	sight  sight
 
 	mu    sync.Mutex
 	avoid map[sandbox.ID]refusals
@@ -89,6 +90,7 @@ func New(cfg Config) (*Scheduler, error) {
 		cfg:    cfg,
 		intake: clotho.Intake{Queue: cfg.Queue, Verdicts: cfg.Verdicts, Clock: cfg.Clock},
 		binder: atropos.Binder{Ledger: cfg.Ledger, Orders: cfg.Nodes, Clock: cfg.Clock, Logger: cfg.Logger},
+		sight:  sight{nodes: cfg.Nodes, clock: cfg.Clock},
 		avoid:  map[sandbox.ID]refusals{},
 	}, nil
 }
@@ -139,27 +141,46 @@ func (s *Scheduler) loggerOf(th clotho.Thread) *slog.Logger {
 
 // place decides and binds one request.
 func (s *Scheduler) place(ctx context.Context, th clotho.Thread) error {
-	nodes, err := s.cfg.Nodes.Nodes(ctx)
-	if err != nil {
-		return errors.Join(err, s.cfg.Queue.Return(ctx, th.Claim, th.Claim.Waiting, false))
-	}
 	id := th.Claim.Admitted.Record.ID
-	ranking := lachesis.Rank(th.Want, lachesis.View{Nodes: nodes, Now: s.cfg.Clock(), Fresh: s.cfg.Nodes.Fresh(), Avoid: s.avoided(id)})
-	outcome, node, err := s.binder.Bind(ctx, th.Claim, ranking.Candidates)
-	if err != nil {
-		return fmt.Errorf("binding %s: %w", id, err)
+	for now := false; ; now = true {
+		ranking, looked, err := s.sight.rank(ctx, th.Want, s.avoided(id), now)
+		if err != nil {
+			return errors.Join(err, s.cfg.Queue.Return(ctx, th.Claim, th.Claim.Waiting, false))
+		}
+		outcome, err := s.bind(ctx, th, ranking.Candidates)
+		switch {
+		case err != nil:
+			return fmt.Errorf("binding %s: %w", id, err)
+		case outcome == atropos.TenantLimit:
+			return s.giveBack(ctx, th.Claim, ledger.Waiting{Reasons: []string{"waits for the tenant's own limit"}}, true)
+		case outcome != atropos.NodesFull:
+			return nil
+		case looked:
+			return s.wait(ctx, th, ranking)
+		}
 	}
-	switch outcome {
-	case atropos.Bound, atropos.Overtaken:
+}
+
+// bind binds a request to one of the candidates.
+func (s *Scheduler) bind(ctx context.Context, th clotho.Thread, candidates []sandbox.Node) (atropos.Outcome, error) {
+	if len(candidates) == 0 {
+		return atropos.NodesFull, nil
+	}
+	id, need := th.Claim.Admitted.Record.ID, th.Want.Resources.Demand()
+	outcome, node, err := s.binder.Bind(ctx, th.Claim, candidates)
+	if err == nil && outcome == atropos.Bound {
+		s.sight.placed(candidates[0].ID, node, need)
+	} else {
+		s.sight.placed(candidates[0].ID, "", need)
+	}
+	switch {
+	case err != nil:
+	case outcome == atropos.Bound, outcome == atropos.Overtaken:
 		s.forgive(id)
-		return nil
-	case atropos.Refused:
+	case outcome == atropos.Refused:
 		s.refused(id, node)
-		return nil
-	case atropos.TenantLimit:
-		return s.giveBack(ctx, th.Claim, ledger.Waiting{Reasons: []string{"waits for the tenant's own limit"}}, true)
 	}
-	return s.wait(ctx, th, ranking)
+	return outcome, err
 }
 
 // wait gives back a request that found no place. Where a node is only full it

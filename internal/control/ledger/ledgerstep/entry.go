@@ -170,8 +170,8 @@ func (e *Entry) Place(c ledger.Claim, b Bind, limits sandbox.Limits, now time.Ti
 	if !now.Before(e.Turn.Until) {
 		return none, fault.New(fault.Conflict, "the lease of %s on %s has passed", c.Owner, e.Record.ID)
 	}
-	if b.Node.Epoch != b.Epoch {
-		return none, fault.New(fault.Conflict, "node %q is at epoch %d, not %d", b.Node.ID, b.Node.Epoch, b.Epoch)
+	if b.Node.Epoch != b.Epoch { // the claim is still held: it may go elsewhere
+		return none, fault.New(fault.Unavailable, "node %q is at epoch %d, not %d", b.Node.ID, b.Node.Epoch, b.Epoch)
 	}
 	res := e.Record.Request.Resources
 	if err := b.Usage.Fits(limits, res); err != nil {

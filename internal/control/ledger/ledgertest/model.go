@@ -285,8 +285,10 @@ func (m *model) places(rt *rapid.T) {
 		running, vcpus := m.sums(func(x *box) bool { return x.tenant == b.tenant })
 		_, used := m.sums(func(x *box) bool { return x.node == node })
 		switch {
-		case !b.until.After(m.now), m.epochs[node] == 0, epoch != m.epochs[node]:
+		case !b.until.After(m.now), m.epochs[node] == 0:
 			want = "conflict"
+		case epoch != m.epochs[node]:
+			want = "unavailable"
 		case running+1 > b.limits.Running, vcpus+b.vcpus > b.limits.VCPUs:
 			want = "quota_exceeded"
 		case used+b.vcpus > modelCapacity:

@@ -44,7 +44,7 @@ var placementCases = []testCase{
 		w.admit("a")
 		c := w.claim()
 		_, err := w.l.Place(w.ctx, c, "n1", old, w.now)
-		w.refused(err, fault.Conflict)
+		w.refused(err, fault.Unavailable)
 		_, err = w.l.Place(w.ctx, c, "n2", 1, w.now)
 		w.refused(err, fault.Conflict)
 		w.place(c, "n1", epoch)

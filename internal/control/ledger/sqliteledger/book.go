@@ -227,6 +227,19 @@ func (j *joined) parse(s *sqlite3.Stmt) (sandbox.Node, error) {
 	return n, nil
 }
 
+// node reads a node with what is in use of it; ErrNoNode if it never joined.
+func (j *joined) node(c *conn, id string) (n sandbox.Node, err error) {
+	found, err := c.first(func(s *sqlite3.Stmt) error {
+		n, err = j.parse(s)
+		n.InUse = inUse(s, 3)
+		return err
+	}, sqlNode, id)
+	if err == nil && !found {
+		err = ledger.ErrNoNode(id)
+	}
+	return n, err
+}
+
 // pruneAtOnce bounds what one transaction removes, so that other steps need
 // not wait for a long one.
 const pruneAtOnce = 200

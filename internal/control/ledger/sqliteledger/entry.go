@@ -159,26 +159,6 @@ func (c *conn) usage(tenant string) (u ledger.Usage, err error) {
 	return u, err
 }
 
-// node reads a node with what is in use of it; ErrNoNode if it never joined.
-func (c *conn) node(id string) (n sandbox.Node, err error) {
-	found, err := c.first(func(s *sqlite3.Stmt) error {
-		err := parse(s, 1, &n)
-		n.Epoch = s.ColumnInt64(0)
-		return err
-	}, sqlNode, id)
-	if err != nil {
-		return n, err
-	}
-	if !found {
-		return n, ledger.ErrNoNode(id)
-	}
-	_, err = c.first(func(s *sqlite3.Stmt) error {
-		n.InUse = inUse(s, 0)
-		return nil
-	}, sqlNodeUse, id)
-	return n, err
-}
-
 // inUse reads a row of node_use, from its running on; NULL is nothing.
 func inUse(s *sqlite3.Stmt, col int) sandbox.Capacity {
 	return sandbox.Capacity{

@@ -36,7 +36,7 @@ func (l *Ledger) Place(ctx context.Context, c ledger.Claim, node string, epoch i
 		b := ledgerstep.Bind{Epoch: epoch}
 		var limits sandbox.Limits
 		var err error
-		if b.Node, err = t.node(node); err != nil {
+		if b.Node, err = l.joined.node(t.conn, node); err != nil {
 			return err
 		}
 		if b.Usage, err = t.usage(e.Record.Tenant); err != nil {

@@ -270,7 +270,6 @@ const (
 	sqlLiveCount   = `SELECT live FROM tenant_use WHERE tenant = ?1`
 	sqlUsage       = `SELECT live, running, vcpus, memory_mib, disk_mib FROM tenant_use WHERE tenant = ?1`
 	sqlLiveTenants = `SELECT tenant FROM tenant_use WHERE live > 0`
-	sqlNodeUse     = `SELECT running, vcpus, memory_mib, disk_mib FROM node_use WHERE node = ?1`
 )
 
 // The queue. What is asked of it is asked tenant by tenant, of those that have
@@ -326,11 +325,12 @@ const (
 	sqlKey     = `SELECT hash, expires, id FROM keys WHERE tenant = ?1 AND key = ?2`
 	sqlPutKey  = `INSERT OR REPLACE INTO keys (tenant, key, hash, expires, id) VALUES (?1, ?2, ?3, ?4, ?5)`
 	sqlEpoch   = `SELECT epoch FROM nodes WHERE id = ?1`
-	sqlNode    = `SELECT epoch, doc FROM nodes WHERE id = ?1`
 	sqlPutNode = `INSERT OR REPLACE INTO nodes (id, epoch, doc) VALUES (?1, ?2, ?3)`
-	sqlNodes   = `
+	sqlNodeUse = `
 SELECT n.id, n.epoch, n.doc, u.running, u.vcpus, u.memory_mib, u.disk_mib
-FROM nodes n LEFT JOIN node_use u ON u.node = n.id ORDER BY n.id`
+FROM nodes n LEFT JOIN node_use u ON u.node = n.id`
+	sqlNode  = sqlNodeUse + ` WHERE n.id = ?1`
+	sqlNodes = sqlNodeUse + ` ORDER BY n.id`
 
 	sqlAuditTail     = `SELECT seq, doc FROM audit ORDER BY seq DESC LIMIT 1`
 	sqlInsertAudit   = `INSERT INTO audit (seq, tenant, doc) VALUES (?1, ?2, ?3)`

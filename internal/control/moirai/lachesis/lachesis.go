@@ -52,34 +52,65 @@ type View struct {
 	Now   time.Time
 	Fresh time.Duration // a node that was not heard of for longer is left out
 	Avoid map[string]bool
+	Most  int // so many candidates are enough; 0: all
 }
 
 // Rank decides where a request may go. Candidates are ordered from the least
 // to the most loaded after placing it there, equals by ID.
 func Rank(want sandbox.Resolved, v View) Ranking {
 	var r Ranking
-	for _, n := range v.Nodes {
-		if kind, reason := reject(want, n, v); kind != "" {
+	var fit []fitting
+	need := want.Resources.Demand()
+	for i := range v.Nodes {
+		n := &v.Nodes[i]
+		if kind, reason := reject(&want, n, &v); kind != "" {
 			r.LeftOut = append(r.LeftOut, LeftOut{Node: n.ID, Kind: kind, Reason: reason})
 			continue
 		}
-		r.Candidates = append(r.Candidates, n)
+		fit = better(fit, fitting{n, load(need, n)}, v.Most)
 	}
-	slices.SortFunc(r.Candidates, func(a, b sandbox.Node) int {
-		return cmp.Or(
-			cmp.Compare(load(want, a), load(want, b)),
-			strings.Compare(a.ID, b.ID))
-	})
+	if v.Most <= 0 {
+		slices.SortFunc(fit, fitting.compare)
+	}
+	for _, f := range fit {
+		r.Candidates = append(r.Candidates, *f.node)
+	}
 	return r
 }
 
-func reject(want sandbox.Resolved, n sandbox.Node, v View) (Kind, string) {
+// fitting is a node that may take the request, and how full it would be then.
+type fitting struct {
+	node *sandbox.Node
+	load float64
+}
+
+func (f fitting) compare(g fitting) int {
+	return cmp.Or(cmp.Compare(f.load, g.load), strings.Compare(f.node.ID, g.node.ID))
+}
+
+// better adds f to the best so far: all of them in any order, or the first most
+// in order.
+func better(best []fitting, f fitting, most int) []fitting {
+	if most <= 0 {
+		return append(best, f)
+	}
+	if len(best) == most {
+		if f.compare(best[most-1]) >= 0 {
+			return best
+		}
+		best = best[:most-1]
+	}
+	i, _ := slices.BinarySearchFunc(best, f, fitting.compare)
+	return slices.Insert(best, i, f)
+}
+
+func reject(want *sandbox.Resolved, n *sandbox.Node, v *View) (Kind, string) {
 	for k, val := range want.NodeSelector {
 		if have, ok := n.Labels[k]; !ok || have != val {
 			return Labels, fmt.Sprintf("label %s is %q, wanted %q", k, have, val)
 		}
 	}
-	if k, why := belowFloor(want.Isolation, n.Isolation); k {
+	if k, why := belowFloor(&want.Isolation, &n.Isolation); k {
 		return Isolation, why
 	}
 	if !want.Network.Empty() && !n.Network {
@@ -102,7 +133,7 @@ func reject(want sandbox.Resolved, n sandbox.Node, v View) (Kind, string) {
 	return full(need, n)
 }
 
-func full(need sandbox.Capacity, n sandbox.Node) (Kind, string) {
+func full(need sandbox.Capacity, n *sandbox.Node) (Kind, string) {
 	for _, d := range []struct {
 		kind             Kind
 		need, used, have int64
@@ -119,7 +150,7 @@ func full(need sandbox.Capacity, n sandbox.Node) (Kind, string) {
 	return "", ""
 }
 
-func belowFloor(floor sandbox.IsolationFloor, have sandbox.Isolation) (bool, string) {
+func belowFloor(floor *sandbox.IsolationFloor, have *sandbox.Isolation) (bool, string) {
 	if floor.Accelerator != "" && floor.Accelerator != have.Accelerator {
 		return true, fmt.Sprintf("accelerator is %q, the policy insists on %q", have.Accelerator, floor.Accelerator)
 	}
@@ -132,8 +163,7 @@ func belowFloor(floor sandbox.IsolationFloor, have sandbox.Isolation) (bool, str
 }
 
 // load is how full the fullest resource of n would be, 0 to 1.
-func load(want sandbox.Resolved, n sandbox.Node) float64 {
-	need := want.Resources.Demand()
+func load(need sandbox.Capacity, n *sandbox.Node) float64 {
 	return max(
 		frac(int64(n.InUse.VCPUs+need.VCPUs), int64(n.Capacity.VCPUs)),
 		frac(n.InUse.MemoryMiB+need.MemoryMiB, n.Capacity.MemoryMiB),

@@ -123,6 +123,12 @@ func TestEveryNodeIsAccountedFor(t *testing.T) {
 		if len(got.Candidates)+len(got.LeftOut) != len(nodes) {
 			t.Fatalf("%d nodes, %d candidates, %d left out", len(nodes), len(got.Candidates), len(got.LeftOut))
 		}
+		for _, most := range []int{1, 3, 30} {
+			few := lachesis.Rank(w, lachesis.View{Nodes: nodes, Now: now, Fresh: 10 * time.Second, Most: most})
+			if diff := cmp.Diff(got.Candidates[:min(most, len(got.Candidates))], few.Candidates); diff != "" || len(few.LeftOut) != len(got.LeftOut) {
+				t.Fatalf("the best %d are not the first of all: %s", most, diff)
+			}
+		}
 		need := w.Resources.Demand()
 		for _, n := range got.Candidates {
 			if n.InUse.VCPUs+need.VCPUs > n.Capacity.VCPUs || n.InUse.MemoryMiB+need.MemoryMiB > n.Capacity.MemoryMiB {
