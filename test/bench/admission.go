@@ -45,11 +45,20 @@ func admission(ctx context.Context, b *bench) (_ []measure.Row, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, small.close()) }()
-	var besides []measure.Pair
+	var besides, cpu []measure.Pair
 	pairs, err := measure.Alternate(ctx, b.rounds,
 		func(ctx context.Context) (float64, error) {
+			before, err := u.look()
+			if err != nil {
+				return 0, err
+			}
 			rate, err := u.post(ctx, admissions, job)
+			if err != nil {
+				return 0, err
+			}
+			after, err := u.look()
 			besides = append(besides, measure.Pair{Value: rate})
+			cpu = append(cpu, measure.Pair{Value: float64((after.cpu - before.cpu).Microseconds()) / admissions})
 			return rate, err
 		},
 		func(context.Context) (float64, error) {
@@ -72,5 +81,7 @@ func admission(ctx context.Context, b *bench) (_ []measure.Row, err error) {
 	smallest := row
 	smallest.Name, smallest.Goals = "admissions, smallest floor", nil
 	smallest.Includes, smallest.FloorOf = "the same rounds", "bare durable group commits of one small row each"
-	return []measure.Row{measure.Of(row, pairs), measure.Of(smallest, besides)}, nil
+	return []measure.Row{measure.Of(row, pairs), measure.Of(smallest, besides), measure.Of(measure.Row{
+		Name: "CPU of an admission", Unit: "µs", Includes: "the same rounds, of the server without its clients",
+	}, cpu)}, nil
 }

@@ -44,6 +44,7 @@ type fleet struct {
 	asked  map[sandbox.ID]time.Time // of the round
 	placed []sandbox.Assignment     // of the round
 	lasted []float64                // ms, from asking for a request until its order was signed
+	cpu    []float64                // µs of this process for each placement of a round
 	all    chan struct{}            // closed when all of the round are placed
 }
 
@@ -149,6 +150,11 @@ func (f *fleet) round(ctx context.Context) (float64, error) {
 	}
 	sctx, cancel := context.WithCancel(ctx)
 	stopped := make(chan error, 1)
+	before, err := look(os.Getpid())
+	if err != nil {
+		cancel()
+		return 0, err
+	}
 	began := time.Now()
 	go func() { stopped <- s.Run(sctx) }()
 	select {
@@ -160,6 +166,11 @@ func (f *fleet) round(ctx context.Context) (float64, error) {
 	if err := errors.Join(<-stopped, ctx.Err()); err != nil {
 		return 0, err
 	}
+	after, err := look(os.Getpid())
+	if err != nil {
+		return 0, err
+	}
+	f.cpu = append(f.cpu, float64((after.cpu-before.cpu).Microseconds())/placements)
 	return placements / took.Seconds(), f.end(ctx)
 }
 
@@ -259,7 +270,7 @@ func placementOn(ctx context.Context, b *bench, nodes int, floor *bare) (_ []mea
 	if err != nil {
 		return nil, err
 	}
-	var rates, tails []measure.Pair
+	var rates, tails, cpu []measure.Pair
 	goals := []measure.Goal{measure.AtLeast(500)}
 	var tailGoals []measure.Goal
 	if nodes <= 1000 {
@@ -267,6 +278,7 @@ func placementOn(ctx context.Context, b *bench, nodes int, floor *bare) (_ []mea
 	}
 	for n, p := range pairs {
 		rates = append(rates, p)
+		cpu = append(cpu, measure.Pair{Value: f.cpu[n]})
 		tails = append(tails, measure.Pair{Value: measure.Percentile(f.lasted[n*placements:(n+1)*placements], 99)})
 	}
 	return []measure.Row{
@@ -279,5 +291,9 @@ func placementOn(ctx context.Context, b *bench, nodes int, floor *bare) (_ []mea
 			Name: fmt.Sprintf("placement p99, %d nodes", nodes), Unit: "ms", Goals: tailGoals,
 			Includes: "the same, from asking for the next request until its order is signed, under that load",
 		}, tails),
+		measure.Of(measure.Row{
+			Name: fmt.Sprintf("CPU of a placement, %d nodes", nodes), Unit: "µs",
+			Includes: "the same, all of the process",
+		}, cpu),
 	}, nil
 }
