@@ -99,12 +99,12 @@ func Of(r Row, rounds []Pair) Row {
 	return r
 }
 
-// Alternate takes value and floor in turn, so often. Each round begins with
-// the one that the round before ended with, so that what grows or warms up in
-// the course of it favours neither.
+// Alternate takes value and floor in turn, so often, after a first round that
+// does not count. Each round begins with the one that the round before ended
+// with, so that what grows in the course of it favours neither.
 func Alternate(ctx context.Context, rounds int, value, floor func(context.Context) (float64, error)) ([]Pair, error) {
 	var out []Pair
-	for n := range rounds {
+	for n := range rounds + 1 {
 		var p Pair
 		take := []func() error{
 			func() (err error) { p.Value, err = value(ctx); return err },
@@ -119,12 +119,12 @@ func Alternate(ctx context.Context, rounds int, value, floor func(context.Contex
 				err = f()
 			}
 			if err != nil {
-				return nil, fmt.Errorf("round %d: %w", n+1, err)
+				return nil, fmt.Errorf("round %d: %w", n, err)
 			}
 		}
 		out = append(out, p)
 	}
-	return out, nil
+	return out[1:], nil
 }
 
 // Median is the middle of values, 0 of none.

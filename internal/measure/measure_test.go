@@ -34,10 +34,10 @@ func TestAlternate(t *testing.T) {
 		}
 	}
 	pairs, err := measure.Alternate(t.Context(), 3, take("v"), take("f"))
-	if err != nil || !slices.Equal(order, []string{"v", "f", "f", "v", "v", "f"}) {
+	if err != nil || !slices.Equal(order, []string{"v", "f", "f", "v", "v", "f", "f", "v"}) {
 		t.Errorf("%v %v", order, err)
 	}
-	if want := []measure.Pair{{1, 2}, {4, 3}, {5, 6}}; !slices.Equal(pairs, want) {
+	if want := []measure.Pair{{4, 3}, {5, 6}, {8, 7}}; !slices.Equal(pairs, want) {
 		t.Errorf("%v", pairs)
 	}
 	broken := errors.New("broken")

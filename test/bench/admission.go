@@ -18,7 +18,7 @@ const (
 // newFullUp is an up on fakes in which nothing leaves the queue: the one sandbox
 // that may run sleeps.
 func (b *bench) newFullUp(ctx context.Context, name string) (*up, error) {
-	u, err := startUp(filepath.Join(b.dir, name), policy(1), false)
+	u, err := b.startUp(filepath.Join(b.dir, name), policy(1), false)
 	if err != nil {
 		return nil, err
 	}
@@ -67,6 +67,7 @@ func admission(ctx context.Context, b *bench) (_ []measure.Row, err error) {
 	if err != nil {
 		return nil, err
 	}
+	besides, cpu = besides[1:], cpu[1:] // as of pairs, the first does not count
 	for n := range besides {
 		if besides[n].Floor, err = small.rate(10 * admissions); err != nil {
 			return nil, err

@@ -42,6 +42,7 @@ func exitCode(err error) int {
 
 // bench is one run.
 type bench struct {
+	exe    string // this program
 	dir    string // for states, on the file system that is measured
 	rounds int
 	driver string // of real VMs, once one was seen
@@ -77,6 +78,9 @@ func run(ctx context.Context, args []string) (err error) {
 		return errors.Join(err, fmt.Errorf("see bench -h"))
 	}
 	b := &bench{rounds: *rounds}
+	if b.exe, err = os.Executable(); err != nil {
+		return err
+	}
 	if b.dir, err = os.MkdirTemp(*dir, "tartarus-bench-"); err != nil {
 		return err
 	}

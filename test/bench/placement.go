@@ -276,6 +276,7 @@ func placementOn(ctx context.Context, b *bench, nodes int, floor *bare) (_ []mea
 	if nodes <= 1000 {
 		goals, tailGoals = []measure.Goal{measure.AtLeast(2000)}, []measure.Goal{measure.AtMost(5)}
 	}
+	f.cpu, f.lasted = f.cpu[1:], f.lasted[placements:] // as of pairs, the first does not count
 	for n, p := range pairs {
 		rates = append(rates, p)
 		cpu = append(cpu, measure.Pair{Value: f.cpu[n]})

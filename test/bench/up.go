@@ -55,17 +55,13 @@ type up struct {
 }
 
 // startUp starts an up on fakes, or on real VMs, and waits until it answers.
-func startUp(state, policy string, real bool) (_ *up, err error) {
-	exe, err := os.Executable()
-	if err != nil {
-		return nil, err
-	}
+func (b *bench) startUp(state, policy string, real bool) (_ *up, err error) {
 	u := &up{state: state, said: &bytes.Buffer{}}
 	file := filepath.Join(filepath.Dir(state), filepath.Base(state)+"-policy.yaml")
 	if err := os.WriteFile(file, []byte(policy), 0o600); err != nil {
 		return nil, err
 	}
-	u.cmd = exec.Command(exe, upRole, state, file, strconv.FormatBool(real))
+	u.cmd = exec.Command(b.exe, upRole, state, file, strconv.FormatBool(real))
 	u.cmd.Stderr = u.said
 	if u.life, err = u.cmd.StdinPipe(); err != nil {
 		return nil, err
