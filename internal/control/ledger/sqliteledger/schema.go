@@ -20,7 +20,7 @@ func open(cfg Config, steps []string) (*conn, error) {
 		return nil, err
 	}
 	err = prepare(c, steps)
-	if err == nil {
+	if err == nil && len(steps) >= sumsVersion {
 		err = sumAnew(c)
 	}
 	if err == nil {

@@ -194,6 +194,9 @@ END;
 `,
 }
 
+// sumsVersion is the first version that has sums.
+const sumsVersion = 3
+
 // sqlSumAnew makes the sums of what there is. It is done at each opening, so
 // that whatever somebody did to the file by hand does not stay in them.
 const sqlSumAnew = `
