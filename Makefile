@@ -66,8 +66,15 @@ generate: ## the code that comes from the API's definition, and the docs that co
 api-released: ## at a release: what clients build on from now on, and lint holds the contract to
 	$(IMAGE) -o api/released/tartarus.v1.binpb
 
-bench: build ## benchmarks, each beside a raw floor
+bench: guest ## what Tartarus itself costs, each figure beside a raw floor (ARGS=-h)
+	@CGO_ENABLED=0 $(GO) run -trimpath -ldflags '-X main.version=$(VERSION)' ./test/bench $(ARGS)
+
+bench-parts: guest ## benchmarks of the parts
 	$(GO) test -run '^$$' -bench . -benchtime 2s ./internal/control/ledger/... ./internal/control/census ./internal/guest/guestwire/...
+
+FOR ?= 1m
+soak: guest ## load a server with faults for as long as FOR=20m says, then look for leaks
+	$(GO) test ./test/soak -run '^TestSoak$$' -v -count=1 -timeout 0 -for $(FOR)
 
 deps:
 	@scripts/deps.sh run
