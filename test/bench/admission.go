@@ -35,6 +35,9 @@ func admission(ctx context.Context, b *bench) (_ []measure.Row, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, u.stop()) }()
+	if _, err := u.post(ctx, 1, job); err != nil { // what the floor copies
+		return nil, err
+	}
 	rows, err := openRows(ctx, b.dir, u)
 	if err != nil {
 		return nil, err

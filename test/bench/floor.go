@@ -99,6 +99,9 @@ func (b *bare) write() {
 		if err == nil {
 			err = b.db.Exec(`COMMIT`)
 		}
+		if err != nil && !b.db.GetAutocommit() {
+			err = errors.Join(err, b.db.Exec(`ROLLBACK`))
+		}
 		for _, answer := range batch {
 			answer <- err
 		}

@@ -89,7 +89,8 @@ func (c *Config) Validate() error {
 // Queue is the request queue. Make one with New; all of a process's schedulers
 // share it. It owns no goroutine and needs no closing.
 type Queue struct {
-	cfg Config
+	cfg   Config
+	watch chan struct{} // holds a value while somebody watches for all
 
 	mu      sync.Mutex
 	limited map[string]limited // by tenant: those that wait for their own limits
@@ -120,28 +121,46 @@ func New(cfg Config) (*Queue, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	return &Queue{cfg: cfg, limited: map[string]limited{}}, nil
+	return &Queue{cfg: cfg, watch: make(chan struct{}, 1), limited: map[string]limited{}}, nil
 }
 
 // Next waits until a request can be claimed, and claims it. The caller places
 // it, gives it back with Return, or ends it with Drop, before the lease
 // passes. Requests that waited too long end meanwhile.
+//
+// Of those that find nothing one watches for all: else each change of the
+// ledger would have all of them look. When it has found something, the next
+// takes its place, and looks first.
 func (q *Queue) Next(ctx context.Context) (ledger.Claim, error) {
+	c, ok, _, err := q.try(ctx)
+	if err != nil || ok {
+		return c, taking(err)
+	}
+	select {
+	case q.watch <- struct{}{}:
+		defer func() { <-q.watch }()
+	case <-ctx.Done():
+		return ledger.Claim{}, ctx.Err()
+	}
 	watching, cancel := context.WithCancel(ctx)
 	defer cancel()
 	changed := q.cfg.Ledger.Watch(watching) // before looking, so that no change is missed
 	for {
 		c, ok, wake, err := q.try(ctx)
-		if err != nil {
-			return ledger.Claim{}, fmt.Errorf("taking the next request from the queue: %w", err)
-		}
-		if ok {
-			return c, nil
+		if err != nil || ok {
+			return c, taking(err)
 		}
 		if err := q.sleep(ctx, changed, wake); err != nil {
 			return ledger.Claim{}, err
 		}
 	}
+}
+
+func taking(err error) error {
+	if err != nil {
+		return fmt.Errorf("taking the next request from the queue: %w", err)
+	}
+	return nil
 }
 
 // shortest bounds how fast Next can go round.
