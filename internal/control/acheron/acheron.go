@@ -95,6 +95,7 @@ type Queue struct {
 	mu      sync.Mutex
 	limited map[string]limited // by tenant: those that wait for their own limits
 	looked  time.Time          // when the last thorough look at them was
+	rushing time.Time          // until then requests are claimed without asking what is due
 	room    room
 }
 
@@ -189,11 +190,17 @@ func (q *Queue) try(ctx context.Context) (c ledger.Claim, ok bool, wake time.Tim
 	if err != nil {
 		return c, false, wake, err
 	}
+	now := q.cfg.Clock()
+	if q.busy(now) {
+		if c, ok, err = q.cfg.Ledger.Claim(ctx, q.cfg.Owner, now, q.cfg.Lease, skip); ok || err != nil {
+			return c, ok, wake, err
+		}
+	}
 	due, err := q.cfg.Ledger.Due(ctx, skip)
 	if err != nil {
 		return c, false, wake, err
 	}
-	now := q.cfg.Clock()
+	now = q.cfg.Clock()
 	if passed(due.Overdue, now) {
 		if err := q.endOverdue(ctx, now); err != nil {
 			return c, false, wake, err
@@ -207,10 +214,31 @@ func (q *Queue) try(ctx context.Context) (c ledger.Claim, ok bool, wake time.Tim
 		q.full(now)
 	} else if passed(due.Offer, now) {
 		if c, ok, err = q.cfg.Ledger.Claim(ctx, q.cfg.Owner, now, q.cfg.Lease, skip); ok || err != nil {
+			q.offers(ok, now)
 			return c, ok, wake, err
 		}
 	}
 	return c, false, earliest(due.Offer, due.Overdue), nil
+}
+
+// rush is how long, after one request was offered, others are claimed without
+// asking first what is due: who waits too long, and whose room became free, is
+// seen so much later at most.
+const rush = 10 * time.Millisecond
+
+func (q *Queue) busy(now time.Time) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return now.Before(q.rushing)
+}
+
+func (q *Queue) offers(found bool, now time.Time) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.rushing = time.Time{}
+	if found {
+		q.rushing = now.Add(rush)
+	}
 }
 
 // early notes what due tells of the nodes, and says whether those that wait

@@ -139,12 +139,12 @@ func (l *Ledger) claim(ctx context.Context, who claimant, sql string, args ...an
 		if err != nil || !found {
 			return err
 		}
-		a, err := t.admitted(id)
+		e, err := t.load(id)
 		if err != nil {
 			return err
 		}
-		e, err := t.load(id)
-		if err != nil {
+		a := sandbox.Admitted{Record: e.Record}
+		if err := t.sealed(id, &a); err != nil {
 			return err
 		}
 		e.Claim(who.owner, who.now, who.lease)

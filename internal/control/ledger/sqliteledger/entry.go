@@ -131,21 +131,23 @@ func (c *conn) record(id sandbox.ID) (rec sandbox.Record, err error) {
 
 // admitted reads all that a live sandbox was admitted with.
 func (c *conn) admitted(id sandbox.ID) (a sandbox.Admitted, err error) {
-	found, err := c.first(func(s *sqlite3.Stmt) error {
-		if s.ColumnType(1) == sqlite3.NULL {
-			return ledger.ErrEnded(id)
-		}
-		a.Verdict = bytes.Clone(s.ColumnRawBlob(2))
-		a.Secrets = bytes.Clone(s.ColumnRawBlob(3))
-		if err := parse(s, 1, &a.Limits); err != nil {
-			return err
-		}
-		return parse(s, 0, &a.Record)
-	}, sqlAdmitted, string(id))
-	if err == nil && !found {
-		err = ledger.ErrNoSandbox(id)
+	if a.Record, err = c.record(id); err != nil {
+		return a, err
 	}
-	return a, err
+	return a, c.sealed(id, &a)
+}
+
+// sealed reads what a live sandbox was admitted with beside its record.
+func (c *conn) sealed(id sandbox.ID, a *sandbox.Admitted) error {
+	found, err := c.first(func(s *sqlite3.Stmt) error {
+		a.Verdict = bytes.Clone(s.ColumnRawBlob(1))
+		a.Secrets = bytes.Clone(s.ColumnRawBlob(2))
+		return parse(s, 0, &a.Limits)
+	}, sqlSealed, string(id))
+	if err == nil && !found {
+		err = ledger.ErrEnded(id)
+	}
+	return err
 }
 
 func (c *conn) usage(tenant string) (u ledger.Usage, err error) {

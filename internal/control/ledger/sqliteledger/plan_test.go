@@ -25,7 +25,7 @@ func TestNoStepReadsWholeTables(t *testing.T) {
 	}()
 	for name, sql := range map[string]string{
 		"entry": sqlEntry, "exists": sqlExists, "count of a state": sqlCountState, "update record": sqlUpdateRecord, "update live": sqlUpdateLive,
-		"delete live": sqlDeleteLive, "delete sealed": sqlDeleteSealed, "admitted": sqlAdmitted, "events": sqlEvents,
+		"delete live": sqlDeleteLive, "delete sealed": sqlDeleteSealed, "sealed": sqlSealed, "events": sqlEvents,
 		"live count": sqlLiveCount, "usage": sqlUsage,
 		"live tenants": sqlLiveTenants, "due": sqlDue, "next": sqlNext, "next early": sqlNextEarly, "overdue": sqlNextOverdue, "serve": sqlServe,
 		"key": sqlKey, "node": sqlNode, "audit tail": sqlAuditTail, "audit": sqlAudit, "audit of tenant": sqlAuditOfTenant, "audit rows": sqlAuditRows,

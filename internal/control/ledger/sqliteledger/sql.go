@@ -263,7 +263,7 @@ UPDATE live SET node = ?2, not_before = ?3, owner = ?4, token = ?5, claimed_at =
 	sqlDeleteLive   = `DELETE FROM live WHERE id = ?1`
 	sqlInsertSealed = `INSERT INTO sealed (id, limits, verdict, secrets) VALUES (?1, ?2, ?3, ?4)`
 	sqlDeleteSealed = `DELETE FROM sealed WHERE id = ?1`
-	sqlAdmitted     = `SELECT r.doc, s.limits, s.verdict, s.secrets FROM records r LEFT JOIN sealed s ON s.id = r.id WHERE r.id = ?1`
+	sqlSealed       = `SELECT limits, verdict, secrets FROM sealed WHERE id = ?1`
 	sqlLimits       = `SELECT limits FROM sealed WHERE id = ?1`
 	sqlEvents       = `SELECT seq, at, state, cause, message FROM events WHERE id = ?1 AND seq > ?2 ORDER BY seq`
 )
