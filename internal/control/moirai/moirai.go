@@ -91,7 +91,7 @@ func New(cfg Config) (*Scheduler, error) {
 		cfg:    cfg,
 		intake: clotho.Intake{Queue: cfg.Queue, Verdicts: cfg.Verdicts, Clock: cfg.Clock},
 		binder: atropos.Binder{Ledger: cfg.Ledger, Orders: cfg.Nodes, Clock: cfg.Clock, Logger: cfg.Logger},
-		sight:  sight{nodes: cfg.Nodes, clock: cfg.Clock},
+		sight:  sight{nodes: cfg.Nodes, clock: cfg.Clock, wish: make(chan struct{}, 1)},
 		avoid:  map[sandbox.ID]refusals{},
 	}, nil
 }
@@ -102,6 +102,7 @@ func (s *Scheduler) Run(ctx context.Context) error {
 	for range s.cfg.Workers {
 		g.Go(func() error { return s.work(ctx) })
 	}
+	g.Go(func() error { return s.sight.run(ctx) })
 	return g.Wait()
 }
 
