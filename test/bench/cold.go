@@ -64,7 +64,7 @@ func coldStart(ctx context.Context, b *bench) (_ []measure.Row, err error) {
 		name, what string
 		of         func(record) float64
 	}{
-		{"judged", "from the request to its verdict", func(r record) float64 { return r.Timings.Judged }},
+		{"judged", "to its verdict", func(r record) float64 { return r.Timings.Judged }},
 		{"queued", "to the claim", func(r record) float64 { return r.Timings.Queued }},
 		{"placed", "to the binding", func(r record) float64 { return r.Timings.Placed }},
 		{"VM ready", "to a guest that was set up", func(r record) float64 { return r.Timings.VMReady }},
@@ -75,7 +75,7 @@ func coldStart(ctx context.Context, b *bench) (_ []measure.Row, err error) {
 		for _, rec := range stages[1:] { // the first does not count
 			p = append(p, measure.Pair{Value: s.of(rec)})
 		}
-		rows = append(rows, measure.Of(measure.Row{Name: "  " + s.name, Unit: "ms", Includes: "the record's timing of the same runs, from their beginning " + s.what}, p))
+		rows = append(rows, measure.Of(measure.Row{Name: "- " + s.name, Unit: "ms", Includes: "of the same runs, by their records, from the request " + s.what}, p))
 	}
 	return rows, nil
 }
@@ -122,6 +122,7 @@ func (u *up) firstOutput(ctx context.Context) (ms float64, rec record, err error
 	if err != nil {
 		return 0, rec, err
 	}
+	defer resp.Body.Close()
 	if _, err := io.ReadFull(resp.Body, make([]byte, 1)); err != nil {
 		return 0, rec, fmt.Errorf("no output: %w", err)
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"runtime/pprof"
@@ -29,7 +30,7 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	os.Exit(exitCode(run(ctx, os.Args[1:])))
+	os.Exit(exitCode(run(ctx, os.Args[1:], os.Stdout)))
 }
 
 func exitCode(err error) int {
@@ -63,7 +64,7 @@ var figures = []figure{
 	{"cold", coldStart},
 }
 
-func run(ctx context.Context, args []string) (err error) {
+func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
 	output := fs.String("o", "table", "table or json")
 	only := fs.String("only", "", "figures to take, with commas between: "+names())
@@ -112,9 +113,9 @@ func run(ctx context.Context, args []string) (err error) {
 	}
 	report.Driver = b.driver
 	if *output == "json" {
-		return report.JSON(os.Stdout)
+		return report.JSON(out)
 	}
-	return report.Table(os.Stdout)
+	return report.Table(out)
 }
 
 func names() string {

@@ -96,7 +96,7 @@ func (f *fleet) join(ctx context.Context, id string) error {
 	return err
 }
 
-func (f *fleet) close() error { return errors.Join(f.Registry.Close(), f.book.Close()) }
+func (f *fleet) close() error { return errors.Join(f.Close(), f.book.Close()) }
 
 // Assign signs the order as the registry does, and counts it as taken.
 func (f *fleet) Assign(_ context.Context, a sandbox.Assignment, adm sandbox.Admitted) error {

@@ -47,7 +47,7 @@ func checkSums(t rapid.TB, path string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer c.close() //nolint:errcheck // it was only read
+	defer c.close()
 	want, err1 := sums(c, counted)
 	got, err2 := sums(c, kept)
 	if err1 != nil || err2 != nil || !slices.Equal(got, want) {
@@ -69,7 +69,7 @@ func TestSumsAreOfWhatIsLive(t *testing.T) {
 			if ls[i], err = Open(ctx, Config{Path: path}); err != nil {
 				rt.Fatal(err)
 			}
-			defer ls[i].Close() //nolint:errcheck // the sums were checked
+			defer ls[i].Close()
 		}
 		n, claims, placed, epochs := 0, []ledger.Claim{}, []sandbox.Assignment{}, map[string]int64{}
 		for range rapid.IntRange(1, 25).Draw(rt, "steps") {
