@@ -24,6 +24,8 @@ const (
 	moreMemory     = 1.25
 	slackMemory    = 16 << 20
 	moreGoroutines = 8
+
+	looksBetween = 10
 )
 
 // quiet is what the server holds when nothing is asked of it.
@@ -43,10 +45,14 @@ func (s *soak) watchMemory(ctx context.Context, gate *sync.RWMutex) {
 	}
 	before := s.sandboxes()
 	warm := s.quietly(gate, 0)
+	series := []int64{warm.rss >> 20}
+	for left := looksBetween; left > 0 && pause(ctx, time.Until(deadline)/time.Duration(left+1)) == nil; left-- {
+		series = append(series, s.rss()>>20) // under load
+	}
 	<-ctx.Done()
 	end := s.quietly(gate, warm.goroutines+moreGoroutines)
-	s.notes = append(s.notes, fmt.Sprintf("one process for %v, %d sandboxes of them after warming up: memory %d MB then, %d MB at the end (bound: × %v + %d MB); goroutines %v then, %v at the end (bound: + %d)",
-		time.Since(began).Round(time.Second), s.sandboxes()-before, warm.rss>>20, end.rss>>20, moreMemory, slackMemory>>20, warm.goroutines, end.goroutines, moreGoroutines))
+	s.notes = append(s.notes, fmt.Sprintf("one process for %v, %d sandboxes after warming up: memory %d MB then, %d MB at the end (bound: × %v + %d MB); goroutines %v then, %v at the end (bound: + %d); MB in between, under load: %v",
+		time.Since(began).Round(time.Second), s.sandboxes()-before, warm.rss>>20, end.rss>>20, moreMemory, slackMemory>>20, warm.goroutines, end.goroutines, moreGoroutines, series[1:]))
 	if most := int64(moreMemory*float64(warm.rss)) + slackMemory; end.rss > most {
 		s.t.Errorf("memory grew from %d MB to %d MB", warm.rss>>20, end.rss>>20)
 	}
