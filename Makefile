@@ -9,7 +9,7 @@ LINT    := .cache/bin/golangci-lint
 BUF     := $(GO) tool -modfile=tools/go.mod buf
 IMAGE   := $(BUF) build --exclude-source-info --path api/v1
 
-.PHONY: help run build guest test test-go faults lab lab-full firecracker-test fuzz lint generate api-released bench deps deps-test clean
+.PHONY: help run build guest test test-go faults lab lab-full firecracker-test fuzz lint generate api-released bench bench-parts soak deps deps-test clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
