@@ -33,7 +33,8 @@ var (
 )
 
 // roleVar makes this binary play the server, with the plan that it holds;
-// apartVar says that it is in namespaces of its own.
+// apartVar says that it is in namespaces of its own, as their first process or
+// as what that runs.
 const (
 	roleVar  = "TARTARUS_FAULTS_SERVER"
 	apartVar = "TARTARUS_FAULTS_APART"
@@ -45,13 +46,12 @@ func TestMain(m *testing.M) {
 		os.Exit(serve(plan))
 	}
 	flag.Parse()
-	if os.Geteuid() == 0 && os.Getenv(apartVar) == "" {
-		os.Exit(goApart())
-	}
 	if os.Geteuid() == 0 {
-		if err := furnish(); err != nil {
-			fmt.Fprintln(os.Stderr, "making a place apart:", err)
-			os.Exit(1)
+		switch os.Getenv(apartVar) {
+		case "":
+			os.Exit(goApart())
+		case "first":
+			os.Exit(first())
 		}
 	}
 	if f := flag.Lookup("test.parallel"); f.Value.String() == f.DefValue { // they wait most of the time
@@ -70,15 +70,15 @@ func TestMain(m *testing.M) {
 	}))
 }
 
-// goApart runs these tests once more, in a mount and a network namespace of
-// their own: what they mount, and whatever of links and rules is left, is
-// theirs and ends with them.
+// goApart runs these tests once more, in namespaces of their own: what they
+// mount, whatever of links and rules is left, and every process, is theirs and
+// ends with them, however that is.
 func goApart() int {
 	runtime.LockOSThread() // whose death Pdeathsig tells
 	c := exec.Command("/proc/self/exe", os.Args[1:]...)
-	c.Env = append(os.Environ(), apartVar+"=1")
+	c.Env = append(os.Environ(), apartVar+"=first")
 	c.Stdin, c.Stdout, c.Stderr = os.Stdin, os.Stdout, os.Stderr
-	c.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+	c.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWNET | syscall.CLONE_NEWPID, Pdeathsig: syscall.SIGKILL}
 	if err := c.Run(); err != nil && c.ProcessState == nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
@@ -86,10 +86,53 @@ func goApart() int {
 	return c.ProcessState.ExitCode()
 }
 
+// first is the first process of the place: it runs the tests and reaps whoever
+// loses its parent, as a host's does. What is left when it ends, the kernel
+// ends.
+func first() int {
+	if os.Getpid() != 1 {
+		fmt.Fprintln(os.Stderr, "the place apart has a first process already")
+		return 1
+	}
+	if err := furnish(); err != nil {
+		fmt.Fprintln(os.Stderr, "making a place apart:", err)
+		return 1
+	}
+	if err := os.Setenv(apartVar, "inside"); err != nil { // of two in an environment the first counts
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	tests, err := os.StartProcess("/proc/self/exe", os.Args, &os.ProcAttr{
+		Env: os.Environ(), Files: []*os.File{os.Stdin, os.Stdout, os.Stderr},
+	})
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	for {
+		var status syscall.WaitStatus
+		pid, err := syscall.Wait4(-1, &status, 0, nil)
+		switch {
+		case errors.Is(err, syscall.EINTR):
+		case err != nil:
+			fmt.Fprintln(os.Stderr, "waiting for the tests:", err)
+			return 1
+		case pid == tests.Pid && status.Exited():
+			return status.ExitStatus()
+		case pid == tests.Pid:
+			fmt.Fprintln(os.Stderr, "the tests were ended by", status.Signal())
+			return 1
+		}
+	}
+}
+
 // furnish makes the place apart one's own: the links that /sys shows, the locks
 // in /run, and memory for all states.
 func furnish() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return err
+	}
+	if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
 		return err
 	}
 	if err := unix.Mount("run", "/run", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0755"); err != nil {
