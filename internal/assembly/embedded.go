@@ -226,9 +226,9 @@ func (e *embedded) chooseDriver(ctx context.Context) error {
 	return e.sweepLocals(ctx)
 }
 
-// bookReserve is the room on a full disk for ends and audit: thousands of
-// them.
-const bookReserve = 16 << 20
+// bookReserve is the room on a full disk for ends and audit, some 2,000
+// commits.
+const bookReserve = 64 << 20
 
 // openBook opens what this process keeps: keys, book, logs, policy, tokens.
 func (e *embedded) openBook(ctx context.Context) (err error) {

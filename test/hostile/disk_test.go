@@ -182,9 +182,6 @@ func onSmallDisk(t *testing.T, state string) {
 	if r := realvm.Finish(t, realvm.Command(realvm.Patience(t), state, "audit", "verify")); r.Code != 0 {
 		t.Errorf("the audit: %+v", r)
 	}
-	if t.Failed() {
-		t.Log(u.Log.String())
-	}
 }
 
 type auditEntry struct{ Action, Sandbox string }

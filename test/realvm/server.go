@@ -268,6 +268,11 @@ func startUp(t *testing.T, state string, c *exec.Cmd) *Up {
 	if err := u.Cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("what it told:\n%s", &u.Log)
+		}
+	})
 	t.Cleanup(u.Kill) // does nothing after end
 	address := make(chan string, 1)
 	go func() {

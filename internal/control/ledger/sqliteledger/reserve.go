@@ -12,12 +12,15 @@ import (
 )
 
 // reserve is room on the ledger's disk that others cannot take: a file of
-// nothing beside the ledger. When the disk is nearly full it gives the room
-// back a slice at a time, before a commit, so that ends and audit entries can
-// be written; until it is whole again nothing new is admitted. The writer's
-// goroutine owns it.
+// nothing beside the ledger. When the disk is nearly full a slice at a time of
+// it becomes room of the write-ahead log and of the log's index, before a
+// commit, so that ends and audit entries can be written whoever else fills the
+// disk; until it is whole again nothing new is admitted. The writer's goroutine
+// owns it.
 type reserve struct {
 	path string
+	wal  string // the path of the write-ahead log
+	shm  string // and of its index
 	size int64 // when it is whole; 0 for no reserve
 	log  *slog.Logger
 
@@ -27,12 +30,14 @@ type reserve struct {
 
 const (
 	reserveSlice = 4 << 20
+	reserveIndex = 64 << 10 // of a slice, for 8192 pages: the index has 32 KiB for 4096
+	reserveSpare = 2 << 20  // a commit must find so much room in the log or on the disk
 	reserveLow   = 4 << 20  // less free than this is nearly full
 	reserveAmple = 32 << 20 // and so much beside the reserve is enough again
 )
 
 func newReserve(cfg Config) *reserve {
-	r := &reserve{path: cfg.Path + ".reserve", size: cfg.Reserve, log: cfg.Logger}
+	r := &reserve{path: cfg.Path + ".reserve", wal: cfg.Path + "-wal", shm: cfg.Path + "-shm", size: cfg.Reserve, log: cfg.Logger}
 	if st, err := os.Lstat(r.path); err == nil && st.Mode().IsRegular() {
 		r.held = min(st.Size(), r.size) // of the process before
 	}
@@ -49,6 +54,16 @@ func (r *reserve) free() (n int64, ok bool) {
 	return int64(st.Bavail) * st.Bsize, true
 }
 
+// spare is the room that the write-ahead log has beyond its end. SQLite writes
+// into it, and loses it only where it truncates the log.
+func (r *reserve) spare() int64 {
+	var st unix.Stat_t
+	if err := unix.Stat(r.wal, &st); err != nil {
+		return 0
+	}
+	return st.Blocks*512 - st.Size
+}
+
 // keep gives a slice away when the disk is nearly full, and makes the reserve
 // whole when there is room for it.
 func (r *reserve) keep() {
@@ -59,26 +74,44 @@ func (r *reserve) keep() {
 	switch {
 	case !ok:
 	case free < reserveLow:
-		r.give()
-	case r.held < r.size && free >= r.size-r.held+reserveAmple:
+		if !r.tight {
+			r.tight = true
+			r.log.Error("the disk is nearly full: nothing new is admitted until there is room", "folder", filepath.Dir(r.path))
+		}
+		if r.held > 0 && r.spare() < reserveSpare {
+			r.give()
+		}
+	case (r.tight || r.held < r.size) && free >= r.size-r.held+reserveAmple:
 		r.fill()
 	}
 }
 
+// give makes a slice room of the log. What others may take in the instant
+// between is lost, and the next commit gets another slice.
 func (r *reserve) give() {
-	if !r.tight {
-		r.tight = true
-		r.log.Error("the disk is nearly full: nothing new is admitted until there is room", "folder", filepath.Dir(r.path))
+	slice := min(r.held, reserveSlice)
+	err := os.Truncate(r.path, r.held-slice)
+	if err == nil {
+		r.held -= slice
+		err = errors.Join(extend(r.shm, reserveIndex), extend(r.wal, slice-reserveIndex))
 	}
-	if r.held == 0 {
-		return
-	}
-	left := max(0, r.held-reserveSlice)
-	if err := os.Truncate(r.path, left); err != nil {
+	if err != nil {
 		r.log.Error("the ledger's reserve could not be given", "error", err)
-		return
 	}
-	r.held = left
+}
+
+// extend takes n bytes of the disk for a file, beyond all that it has.
+func extend(path string, n int64) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return err
+	}
+	return unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, max(st.Size, st.Blocks*512), n)
 }
 
 func (r *reserve) fill() {

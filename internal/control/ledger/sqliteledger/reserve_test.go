@@ -18,7 +18,7 @@ func TestReserve(t *testing.T) {
 		t.Skip("needs the right to mount a small disk")
 	}
 	dir := t.TempDir()
-	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=64m,mode=0700"); err != nil {
+	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=128m,mode=0700"); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -29,7 +29,7 @@ func TestReserve(t *testing.T) {
 	const whole = 16 << 20
 	l := openLedger(t, Config{Path: filepath.Join(dir, "ledger.db"), Reserve: whole})
 	ctx := t.Context()
-	for i := range 100 {
+	for i := range 200 {
 		if err := admit(ctx, l, request(i)); err != nil {
 			t.Fatal(err)
 		}
@@ -52,7 +52,7 @@ func TestReserve(t *testing.T) {
 		}
 	}
 	fill()
-	for i := range 100 {
+	for i := range 200 {
 		a := sandbox.Assignment{Sandbox: request(i).Record.ID}
 		if _, err := l.End(ctx, a, sandbox.End{At: epoch0, Exit: sandbox.ExitRecord{Cause: sandbox.Killed}}); err != nil {
 			t.Fatalf("end %d on a full disk: %v", i, err)
@@ -60,15 +60,13 @@ func TestReserve(t *testing.T) {
 		if err := l.Audit(ctx, sandbox.AuditEntry{Time: epoch0, Action: "kill"}); err != nil {
 			t.Fatalf("audit entry %d on a full disk: %v", i, err)
 		}
-		if i == 50 {
-			fill() // whatever was given and not used is taken too
-		}
+		fill() // whatever was given and is free is taken too
 	}
-	if err := admit(ctx, l, request(200)); !fault.Is(err, fault.Unavailable) {
+	if err := admit(ctx, l, request(1000)); !fault.Is(err, fault.Unavailable) {
 		t.Errorf("a new one on a full disk: %v", err)
 	}
-	all, err := l.AuditEntries(ctx, ledger.AuditQuery{Limit: 1000})
-	if err != nil || len(all) != 200 {
+	all, err := l.AuditEntries(ctx, ledger.AuditQuery{Limit: 2000})
+	if err != nil || len(all) != 400 {
 		t.Fatalf("%d audit entries, %v", len(all), err)
 	}
 	if err := ledger.VerifyAudit(nil, all); err != nil {
@@ -78,7 +76,7 @@ func TestReserve(t *testing.T) {
 	if err := os.Remove(filler); err != nil {
 		t.Fatal(err)
 	}
-	if err := admit(ctx, l, request(201)); err != nil {
+	if err := admit(ctx, l, request(1001)); err != nil {
 		t.Errorf("a new one when there is room: %v", err)
 	}
 	if st, err := os.Stat(filepath.Join(dir, "ledger.db.reserve")); err != nil || st.Size() != whole {

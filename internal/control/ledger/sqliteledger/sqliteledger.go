@@ -28,7 +28,8 @@ type Config struct {
 
 	// WipeAfter bounds how long the write-ahead log still holds the sealed
 	// secrets of a sandbox that has ended; 1 s if zero. The database itself
-	// loses them within the same step.
+	// loses them within the same step. While the disk is full the log keeps
+	// them, since emptying it would give its room to whoever fills the disk.
 	WipeAfter time.Duration
 
 	// Reserve is how many bytes of the disk are kept free for what must be

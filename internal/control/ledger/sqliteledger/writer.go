@@ -229,10 +229,16 @@ func (t *txn) savepoint(f func(t *txn) error) error {
 }
 
 // tidy empties the log, so that what was erased is gone from there too. Where
-// a reader is in the way it tries again later.
+// a reader is in the way, or the disk is full and the log has all the room
+// there is, it tries again later.
 func (w *writer) tidy() {
 	w.wipeAt = time.Time{}
-	if err := w.emptyLog(); err != nil {
+	w.reserve.keep()
+	err := errors.New("the disk is nearly full")
+	if !w.reserve.tight {
+		err = w.emptyLog()
+	}
+	if err != nil {
 		w.log.Debug("emptying the ledger's write-ahead log has to wait", "error", err)
 		w.wipeAt = time.Now().Add(w.wipe)
 	}
