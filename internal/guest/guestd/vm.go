@@ -138,7 +138,7 @@ func (v *vm) Account(user string) (Account, error) {
 
 // makeBox makes the cgroup of all commands.
 func (v *vm) makeBox(s *guestwire.Setup) error {
-	if err := writeAt(v.cgroups, "cgroup.subtree_control", "+memory +pids"); err != nil {
+	if err := writeAt(v.cgroups, "cgroup.subtree_control", "+cpu +memory +pids"); err != nil {
 		return err
 	}
 	if err := unix.Mkdirat(v.cgroups, "commands", 0o755); err != nil && err != unix.EEXIST {
