@@ -21,7 +21,7 @@ type reserve struct {
 	path string
 	wal  string // the path of the write-ahead log
 	shm  string // and of its index
-	size int64 // when it is whole; 0 for no reserve
+	size int64  // when it is whole; 0 for no reserve
 	log  *slog.Logger
 
 	held  int64
