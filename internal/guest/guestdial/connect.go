@@ -58,6 +58,8 @@ func (s *Session) greet(ctx context.Context, conn net.Conn) (*guestwire.Reader, 
 	_, _ = rand.Read(random[:])
 	s.mu.Lock()
 	s.generation++
+	torn := s.greeted
+	s.greeted = true
 	hello := &guestwire.HelloHost{
 		Nonce:      binary.LittleEndian.Uint64(random[:]),
 		MinVersion: guestwire.MinVersion,
@@ -70,7 +72,7 @@ func (s *Session) greet(ctx context.Context, conn net.Conn) (*guestwire.Reader, 
 	}
 	s.mu.Unlock()
 	var b []byte
-	if hello.Generation > 1 {
+	if torn {
 		b = guestwire.Pad()
 	}
 	b, err := guestwire.Append(b, hello)

@@ -107,6 +107,7 @@ type Session struct {
 
 	mu         sync.Mutex
 	generation uint32
+	greeted    bool     // a hello was sent; what it left on the stream may be torn
 	version    uint16   // that the guest chose last
 	conn       net.Conn // of this generation; nil while there is none
 	spoke      bool     // the guest said something on the present stream
@@ -122,15 +123,9 @@ type Session struct {
 // Open speaks to the guest for the first time, and waits until it answers or
 // ctx ends.
 func Open(ctx context.Context, cfg Config) (*Session, error) {
-	if err := cfg.Validate(); err != nil {
+	s, err := newSession(cfg, helloGenerations)
+	if err != nil {
 		return nil, err
-	}
-	s := &Session{
-		cfg:   cfg,
-		wake:  make(chan struct{}, 1),
-		done:  make(chan struct{}),
-		slot:  make(chan struct{}, guestwire.MaxOutstanding),
-		procs: make(map[uint32]*Process),
 	}
 	conn, reader, err := s.connect(ctx)
 	if err != nil {
@@ -138,6 +133,38 @@ func Open(ctx context.Context, cfg Config) (*Session, error) {
 	}
 	s.work.Go(func() { s.run(conn, reader) })
 	return s, nil
+}
+
+// helloGenerations are left to Hello: a guest goes on from a snapshot with the
+// generation that it had, and its session's must be higher.
+const helloGenerations = 1 << 16
+
+// Hello waits until the guest answers, and leaves it to the session of whoever
+// goes on with it: with this VM, or with those that are restored from it.
+func Hello(ctx context.Context, cfg Config) error {
+	s, err := newSession(cfg, 0)
+	if err != nil {
+		return err
+	}
+	conn, _, err := s.connect(ctx)
+	if err != nil {
+		return fmt.Errorf("waiting for the guest: %w", err)
+	}
+	return conn.Close()
+}
+
+func newSession(cfg Config, generation uint32) (*Session, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	return &Session{
+		cfg:        cfg,
+		wake:       make(chan struct{}, 1),
+		done:       make(chan struct{}),
+		slot:       make(chan struct{}, guestwire.MaxOutstanding),
+		procs:      make(map[uint32]*Process),
+		generation: generation,
+	}, nil
 }
 
 // Done is closed when the session has ended: the stream broke for good, the

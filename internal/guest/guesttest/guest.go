@@ -314,6 +314,9 @@ func (g *Guest) requestLocked(m guestwire.Message) {
 		g.replyLocked(req, nil)
 		g.work.Go(g.leave)
 	case *guestwire.Release:
+		if p := g.procs[m.Proc]; p != nil {
+			p.cancel() // its end may have been a lie
+		}
 		delete(g.procs, m.Proc)
 	}
 }

@@ -92,6 +92,11 @@ type Spec struct {
 	// to the file stderr in Dir, of which the last StderrBytes are kept.
 	Files []*os.File
 
+	// OwnFiles lets the VMM open its own descriptors once more, by
+	// /proc/self/fd: for what it takes by path alone. All that it sees of
+	// /proc then is itself.
+	OwnFiles bool
+
 	// Hold are files that the outer stage keeps open for the VMM's life, such
 	// as a locked one. The VMM does not get them.
 	Hold []*os.File

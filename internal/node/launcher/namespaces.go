@@ -101,9 +101,28 @@ func privateRoot(pl *plan, readOnly []string) error {
 	if err := unix.Mount("tartarus", scratch, "tmpfs", flags, "size=256k,nr_inodes=1024,mode=0755"); err != nil {
 		return fmt.Errorf("mounting a root: %w", err)
 	}
+	if pl.OwnFiles {
+		if err := showItself(filepath.Join(scratch, "proc")); err != nil {
+			_ = unix.Unmount(scratch, unix.MNT_DETACH)
+			return err
+		}
+	}
 	if err := fillRoot(scratch, trees); err != nil {
 		_ = unix.Unmount(scratch, unix.MNT_DETACH) // else it would hide what it covers
 		return err
+	}
+	return nil
+}
+
+// showItself mounts the part of /proc that is of processes: in a PID namespace
+// of its own, the VMM alone.
+func showItself(at string) error {
+	if err := os.Mkdir(at, 0o755); err != nil {
+		return err
+	}
+	const flags = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC | unix.MS_RDONLY
+	if err := unix.Mount("proc", at, "proc", flags, "subset=pid"); err != nil {
+		return fmt.Errorf("showing the VMM itself: %w", err)
 	}
 	return nil
 }

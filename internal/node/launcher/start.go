@@ -102,7 +102,7 @@ func fork(s *Spec) (*birth, error) {
 	b := &birth{dir: s.Dir, pidfd: -1}
 	pl := &plan{
 		Argv: s.Argv, Env: s.Env, Dir: s.Dir, ReadOnly: s.ReadOnly, Devices: s.Devices, Syscalls: s.Syscalls,
-		Writable: s.Writable, Sockets: s.Sockets, Jail: s.Jail, Hold: len(s.Hold),
+		Writable: s.Writable, Sockets: s.Sockets, OwnFiles: s.OwnFiles, Jail: s.Jail, Hold: len(s.Hold),
 		UID: s.UID, GID: s.GID, Limits: s.Limits, Require: s.Require, Files: len(s.Files), Lifeline: s.Lifeline != nil, Network: s.Network != nil,
 	}
 	reportW, goR, err := b.pipes()

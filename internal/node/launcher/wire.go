@@ -18,6 +18,7 @@ type plan struct {
 	Devices  []string
 	Writable []string
 	Sockets  string
+	OwnFiles bool
 	Jail     *Jail
 	Syscalls []string
 	UID, GID int

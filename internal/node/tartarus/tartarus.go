@@ -48,10 +48,14 @@ type Info struct {
 	Accelerator string // kvm, tcg or none
 	Isolation   sandbox.Isolation
 	CanPause    bool // VM.Pause and VM.Resume work
-	CanSnapshot bool // reserved: warm start
+	CanSnapshot bool // takes Spec.Save and Spec.Restore
 	CanNetwork  bool // takes a network card
 	CardByName  bool // takes it as a device in a namespace; otherwise as a descriptor
 	MaxVCPUs    int
+
+	// Machine is what a snapshot is valid for, beside driver, version and what
+	// its VM's Spec said: machine, CPU and clock. Compared, never read.
+	Machine string
 }
 
 // Spec is one VM. Files stay the caller's; the VMM only reads Kernel, Initrd
@@ -69,11 +73,31 @@ type Spec struct {
 	NIC       *NIC     // nil: no network card
 	Lifeline  *os.File // nil, or: the VM ends when its other end closes (the agent's death). Stays the caller's.
 
+	// Save, where Info says that it can, is where VM.Save will put the VM's
+	// memory and state: two empty files, open for reading and writing. A VM
+	// that is to be saved gets no network card.
+	Save *SnapshotFiles
+
+	// Restore, where Info says that it can, is a snapshot that the VM goes on
+	// from, instead of booting: made by this driver, in this version, for the
+	// same Machine and for a Spec that differs in nothing but ID, Dir,
+	// Scratch, Lifeline, UID and GID. The scratch disk is of the same size and
+	// content as it was then. The files are open for reading, and nobody
+	// writes them any more; any number of VMs go on from them at once.
+	Restore *SnapshotFiles
+
 	// UID and GID are what the VMM runs as where the agent may choose (as
 	// root); 0 leaves the driver's default. Each VM that runs at the same
 	// time gets its own, so that one VMM cannot touch another.
 	UID int
 	GID int
+}
+
+// SnapshotFiles are a VM between its life and its siblings'. They stay the
+// caller's.
+type SnapshotFiles struct {
+	Memory *os.File // the guest's memory, byte for byte; sparse
+	State  *os.File // of CPUs and devices, in the VMM's own format
 }
 
 // NIC is a VM's network card, as the host holds it: a TAP as a descriptor, or
@@ -143,7 +167,21 @@ func (s Spec) Validate() error {
 	if s.UID < 0 || s.GID < 0 {
 		return fault.Invalid("uid", "give 0 or a free user ID", "user %d and group %d", s.UID, s.GID)
 	}
+	for _, f := range []*SnapshotFiles{s.Save, s.Restore} {
+		if f != nil && (f.Memory == nil || f.State == nil || s.NIC != nil || s.Save != nil && s.Restore != nil) {
+			return fault.Invalid("snapshot", "give both files, no network card, and one of save and restore", "a snapshot that cannot be")
+		}
+	}
 	return s.NIC.validate()
+}
+
+// CheckSnapshot reports, as fault.Unsupported, a snapshot that a driver cannot
+// make or go on from.
+func (i Info) CheckSnapshot(s Spec) error {
+	if !i.CanSnapshot && (s.Save != nil || s.Restore != nil) {
+		return fault.New(fault.Unsupported, "driver %s makes no snapshots here", i.Name)
+	}
+	return nil
 }
 
 // CheckFiles reports the first of the spec's files that is not there or of the
@@ -192,6 +230,10 @@ type VM interface {
 	// can; otherwise fault.Unsupported.
 	Pause(ctx context.Context) error
 	Resume(ctx context.Context) error
+
+	// Save stops the vCPUs and writes Spec.Save. Afterwards the VM is of no
+	// further use: Kill it. Without Spec.Save: fault.Unsupported.
+	Save(ctx context.Context) error
 
 	// Console writes the last bytes of the guest's console, at most
 	// ConsoleBytes, raw: the guest may have written anything.

@@ -87,6 +87,7 @@ func Run(t *testing.T, h Harness) {
 		{"Many", many},
 		{"Life", life},
 		{"GuestsEnd", guestsEnd},
+		{"Snapshots", snapshots},
 		{"Card", card},
 	} {
 		t.Run(c.name, func(t *testing.T) { c.run(t, k) })

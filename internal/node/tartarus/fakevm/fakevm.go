@@ -130,7 +130,7 @@ func (d *Driver) Start(ctx context.Context, s tartarus.Spec) (tartarus.VM, error
 }
 
 func (d *Driver) start(ctx context.Context, s tartarus.Spec) (*VM, error) {
-	if err := errors.Join(s.Validate(), d.Info().CheckNIC(s.NIC), ctx.Err()); err != nil {
+	if err := errors.Join(s.Validate(), d.Info().CheckNIC(s.NIC), d.Info().CheckSnapshot(s), ctx.Err()); err != nil {
 		return nil, err
 	}
 	if err := s.CheckFiles(); err != nil {

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/tartarus-vm/tartarus/internal/fault"
 	"github.com/tartarus-vm/tartarus/internal/node/tartarus"
 	"github.com/tartarus-vm/tartarus/internal/sandbox"
 )
@@ -226,4 +227,9 @@ func (v *VM) Kill(ctx context.Context) error {
 		return fmt.Errorf("killing vm %q: %w", v.spec.ID, ctx.Err())
 	}
 	return removeMarker(v.spec.Dir)
+}
+
+// Save implements tartarus.VM.
+func (v *VM) Save(context.Context) error {
+	return fault.New(fault.Unsupported, "a scripted VM cannot be saved")
 }

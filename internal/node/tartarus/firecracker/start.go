@@ -47,7 +47,7 @@ func (d *Driver) Start(ctx context.Context, s tartarus.Spec) (tartarus.VM, error
 
 // check refuses what cannot start before anything is made.
 func (d *Driver) check(s tartarus.Spec) error {
-	if err := errors.Join(s.Validate(), d.Info().CheckNIC(s.NIC)); err != nil {
+	if err := errors.Join(s.Validate(), d.Info().CheckNIC(s.NIC), d.Info().CheckSnapshot(s)); err != nil {
 		return err
 	}
 	if s.VCPUs > maxVCPUs {

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/tartarus-vm/tartarus/internal/fault"
 	"github.com/tartarus-vm/tartarus/internal/node/cgroup"
 	"github.com/tartarus-vm/tartarus/internal/node/launcher"
 	"github.com/tartarus-vm/tartarus/internal/node/tartarus"
@@ -267,4 +268,9 @@ func (v *vm) end(ctx context.Context) error {
 // Firecracker ended.
 func (v *vm) remove(ctx context.Context) error {
 	return errors.Join(removeFiles(v.boot.spec.Dir), vmproc.DropGroup(ctx, v.boot.spec.Dir, v.group))
+}
+
+// Save implements tartarus.VM.
+func (v *vm) Save(context.Context) error {
+	return fault.New(fault.Unsupported, "this driver makes no snapshots yet")
 }

@@ -20,6 +20,10 @@ const (
 	fdRoot               // the template's disk, opened read-only
 	fdScratch            // the sandbox's disk
 	fdCard               // the TAP of its network card, if it has one
+
+	// A VM that is saved or restored has no card.
+	fdMemory = fdCard     // the guest's memory
+	fdState  = fdCard + 1 // what a restored one loads
 )
 
 const (
@@ -67,7 +71,7 @@ func (b boot) args() []string {
 		"-nodefaults", "-no-user-config", "-display", "none",
 		"-smp", strconv.Itoa(b.spec.VCPUs),
 		"-m", mib + "M",
-		"-object", "memory-backend-ram,id=ram,size=" + mib + "M,merge=off,dump=off",
+		"-object", b.memory() + ",id=ram,size=" + mib + "M,merge=off,dump=off",
 		// It starts stopped, so that no event is missed, and stays when the
 		// guest has ended, so that the console can be read.
 		"-S", "-action", "reboot=shutdown,shutdown=pause,panic=shutdown",
@@ -89,10 +93,25 @@ func (b boot) args() []string {
 	// The scratch disk ends with the VM: nobody reads it after a crash, so
 	// flushes are ignored; and what the guest frees, the host gets back.
 	a = append(a, disk("scratch", fdScratch, "cache.no-flush=on,discard=unmap")...)
+	if b.spec.Restore != nil {
+		a = append(a, "-incoming", "defer")
+	}
 	if n := b.spec.NIC; n != nil {
 		a = append(a, "-netdev", fmt.Sprintf("tap,id=card,fd=%d", fdCard), "-device", "virtio-net-device,netdev=card,mac="+n.MAC.String())
 	}
 	return a
+}
+
+// memory is where the guest's memory is.
+func (b boot) memory() string {
+	const file = "memory-backend-file,mem-path=/proc/self/fd/%d,share=%s"
+	switch {
+	case b.spec.Save != nil:
+		return fmt.Sprintf(file, fdMemory, "on")
+	case b.spec.Restore != nil:
+		return fmt.Sprintf(file, fdMemory, "off")
+	}
+	return "memory-backend-ram"
 }
 
 func socketChardev(id string, fd int) string {
@@ -100,11 +119,12 @@ func socketChardev(id string, fd int) string {
 }
 
 // disk is a block device. An error of the host's disk is reported to the guest
-// instead of stopping it. openFiles has locked what needs a lock.
+// instead of stopping it. openFiles has locked what needs a lock. A VM that is
+// restored would drop the disks' pages from the host's memory first.
 func disk(id string, fd int, options string) []string {
 	return []string{
 		"-add-fd", fmt.Sprintf("fd=%d,set=%d", fd, fd),
-		"-blockdev", fmt.Sprintf("driver=file,node-name=%s,filename=/dev/fdset/%d,locking=off,%s", id, fd, options),
+		"-blockdev", fmt.Sprintf("driver=file,node-name=%s,filename=/dev/fdset/%d,locking=off,drop-cache=off,%s", id, fd, options),
 		"-device", fmt.Sprintf("virtio-blk-device,drive=%s,serial=%s,werror=report,rerror=report", id, id),
 	}
 }

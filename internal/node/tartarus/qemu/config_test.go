@@ -97,7 +97,7 @@ func TestArgs(t *testing.T) {
 	for _, want := range []string{
 		"-nodefaults", "-no-user-config", "mem-merge=off", "dump-guest-core=off", fmt.Sprintf("tcg,thread=multi,tb-size=%d", translationMiB),
 		"on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny", "size=256M,merge=off,dump=off", "-smp\n2",
-		"node-name=root,filename=/dev/fdset/5,locking=off,read-only=on", "guest=" + string(s.ID), "size=65536",
+		"node-name=root,filename=/dev/fdset/5,locking=off,drop-cache=off,read-only=on", "guest=" + string(s.ID), "size=65536",
 		"tsc_early_khz=2600000 tartarus.x=1 -- y",
 	} {
 		if !strings.Contains(all, want) {

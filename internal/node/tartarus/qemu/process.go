@@ -27,6 +27,7 @@ func (d *Driver) launch(ctx context.Context, b boot, files []*os.File, group *cg
 		Dir:      b.spec.Dir,
 		ReadOnly: []string{b.spec.Kernel, b.spec.Initrd},
 		Files:    files,
+		OwnFiles: b.spec.Save != nil || b.spec.Restore != nil,
 		UID:      b.spec.UID,
 		GID:      b.spec.GID,
 		Lifeline: b.spec.Lifeline,

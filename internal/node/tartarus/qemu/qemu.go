@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 
 	"github.com/tartarus-vm/tartarus/internal/fault"
 	"github.com/tartarus-vm/tartarus/internal/node/cgroup"
@@ -88,6 +89,8 @@ type Driver struct {
 
 	readable  []string // of the host's files, by every VMM
 	isolation sandbox.Isolation
+	info      tartarus.Info
+	memories  memories
 	asRoot    bool // for Probe: the VMM keeps the agent's user
 }
 
@@ -128,18 +131,49 @@ func New(ctx context.Context, cfg Config) (*Driver, error) {
 	if d.readable, err = surroundings(data); err != nil {
 		return nil, err
 	}
-	if d.isolation, err = d.trial(ctx); err != nil {
+	reopens, err := d.trial(ctx, true)
+	if err != nil {
 		return nil, err
+	}
+	if d.isolation = reopens; !slices.Contains(reopens.Confinement, launcher.LayerPrivateRoot) {
+		if d.isolation, err = d.trial(ctx, false); err != nil {
+			return nil, err
+		}
 	}
 	if d.accel == "tcg" {
 		d.tscKHz = measureTSC()
 	}
+	d.info = tartarus.Info{
+		Name:        Name,
+		Version:     d.version.String(),
+		Accelerator: d.accel,
+		Isolation:   d.isolation,
+		CanPause:    true,
+		// Never at the price of a layer: some hosts show a VMM all of /proc or
+		// nothing.
+		CanSnapshot: d.tscKHz > 0 && len(reopens.Confinement) == len(d.isolation.Confinement),
+		CanNetwork:  true,
+		MaxVCPUs:    maxVCPUs,
+		Machine:     d.identity(),
+	}
 	return d, nil
 }
 
+// snapshotFormat is part of what a snapshot is valid for: it changes with
+// what args makes of a VM.
+const snapshotFormat = 1
+
+// identity is what must not differ between a VM that is saved and one that
+// goes on from there. The clock counts in MHz: measured twice, the same one
+// differs by a few kHz.
+func (d *Driver) identity() string {
+	return fmt.Sprintf("format=%d machine=%s cpu=%s tsc=%dMHz tb=%d", snapshotFormat, d.machine.options, tcgCPU, (d.tscKHz+500)/1000, translationMiB)
+}
+
 // trial has QEMU tell its version under full confinement: what isolation there
-// is on this host is what the trial had.
-func (d *Driver) trial(ctx context.Context) (sandbox.Isolation, error) {
+// is on this host is what the trial had. reopen is for a VM that is saved or
+// restored.
+func (d *Driver) trial(ctx context.Context, reopen bool) (sandbox.Isolation, error) {
 	fail := func(err error) (sandbox.Isolation, error) {
 		return sandbox.Isolation{}, fmt.Errorf("trying the confinement of qemu: %w", err)
 	}
@@ -157,7 +191,7 @@ func (d *Driver) trial(ctx context.Context) (sandbox.Isolation, error) {
 	if group != nil {
 		defer group.Remove(kctx) //nolint:errcheck // an empty group harms nobody
 	}
-	p, err := launcher.Start(ctx, d.confined(launcher.Spec{Argv: []string{d.binary, "--version"}, Dir: dir, Cgroup: group}))
+	p, err := launcher.Start(ctx, d.confined(launcher.Spec{Argv: []string{d.binary, "--version"}, Dir: dir, Cgroup: group, OwnFiles: reopen}))
 	if err != nil {
 		return fail(err)
 	}
@@ -173,17 +207,7 @@ func (d *Driver) trial(ctx context.Context) (sandbox.Isolation, error) {
 }
 
 // Info says what the driver is and can do.
-func (d *Driver) Info() tartarus.Info {
-	return tartarus.Info{
-		Name:        Name,
-		Version:     d.version.String(),
-		Accelerator: d.accel,
-		Isolation:   d.isolation,
-		CanPause:    true,
-		CanNetwork:  true,
-		MaxVCPUs:    maxVCPUs,
-	}
-}
+func (d *Driver) Info() tartarus.Info { return d.info }
 
 // isolationOf is what confines a process.
 func (d *Driver) isolationOf(p *launcher.Process) sandbox.Isolation {

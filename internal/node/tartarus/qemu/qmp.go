@@ -181,6 +181,13 @@ func (m *monitor) deliver(msg message) {
 	}
 }
 
+// request is one command, as a line.
+type request struct {
+	Execute   string `json:"execute"`
+	Arguments any    `json:"arguments,omitempty"`
+	ID        uint64 `json:"id"`
+}
+
 // call runs a command and decodes its result, unless result is nil. When ctx
 // ends first the command may still be carried out.
 func (m *monitor) call(ctx context.Context, command string, args, result any) error {
@@ -188,11 +195,7 @@ func (m *monitor) call(ctx context.Context, command string, args, result any) er
 	if err != nil {
 		return err
 	}
-	line, err := json.Marshal(struct {
-		Execute   string `json:"execute"`
-		Arguments any    `json:"arguments,omitempty"`
-		ID        uint64 `json:"id"`
-	}{command, args, id})
+	line, err := json.Marshal(request{command, args, id})
 	if err == nil {
 		err = m.send(append(line, '\n'))
 	}
@@ -200,6 +203,11 @@ func (m *monitor) call(ctx context.Context, command string, args, result any) er
 		m.forget(id)
 		return fmt.Errorf("qmp %s: %w", command, err)
 	}
+	return m.await(ctx, command, id, reply, result)
+}
+
+// await waits for the answer to a command that was sent.
+func (m *monitor) await(ctx context.Context, command string, id uint64, reply chan message, result any) error {
 	select {
 	case msg, ok := <-reply:
 		switch {

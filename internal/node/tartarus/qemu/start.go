@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -43,7 +44,10 @@ func (d *Driver) check(s tartarus.Spec) error {
 	if s.VCPUs > maxVCPUs {
 		return fault.Invalid("vcpus", fmt.Sprintf("give at most %d", maxVCPUs), "%d vCPUs are more than this driver can give", s.VCPUs)
 	}
-	if err := d.Info().CheckNIC(s.NIC); err != nil {
+	if err := d.info.CheckNIC(s.NIC); err != nil {
+		return err
+	}
+	if err := d.info.CheckSnapshot(s); err != nil {
 		return err
 	}
 	return s.CheckFiles()
@@ -72,10 +76,14 @@ func (d *Driver) start(ctx context.Context, b boot) (_ *vm, err error) {
 		return nil, err
 	}
 	defer closeAll(files)
+	given, err := v.snapshotFiles()
+	if err != nil {
+		return nil, err
+	}
 	if v.group, err = d.kind.Group(b.spec.Dir, string(b.spec.ID), b.spec.MemoryMiB, b.spec.VCPUs); err != nil {
 		return nil, err
 	}
-	if v.proc, err = d.launch(ctx, b, files, v.group); err != nil {
+	if v.proc, err = d.launch(ctx, b, slices.Concat(files, given), v.group); err != nil {
 		return nil, err
 	}
 	// QEMU alone holds the sockets and disks now: a monitor whose QEMU has
@@ -117,6 +125,26 @@ func openFiles(b boot) (files []*os.File, err error) {
 		return files, fault.Wrap(fault.Conflict, err, "the scratch disk is in use by another VM")
 	}
 	return files, nil
+}
+
+// snapshotFiles are those that come after the disks, and stay open: fdMemory
+// and fdState.
+func (v *vm) snapshotFiles() ([]*os.File, error) {
+	switch {
+	case v.spec.Save != nil:
+		var err error
+		if v.memory, err = newMemory("tartarus-guest", v.spec.MemoryMiB<<20); err != nil {
+			return nil, err
+		}
+		return []*os.File{v.memory}, nil
+	case v.spec.Restore != nil:
+		memory, err := v.d.memories.sealed(v.spec.Restore.Memory)
+		if err != nil {
+			return nil, err
+		}
+		return []*os.File{memory, v.spec.Restore.State}, nil
+	}
+	return nil, nil
 }
 
 func closeAll(files []*os.File) {

@@ -31,6 +31,7 @@ const (
 type vm struct {
 	d      *Driver
 	spec   tartarus.Spec // Lifeline is not used after Start
+	memory *os.File      // the guest's, of a VM that will be saved
 	proc   *launcher.Process
 	group  *cgroup.Group // nil without cgroups
 	handle tartarus.Handle
@@ -82,7 +83,7 @@ func (v *vm) attach(ctx context.Context) error {
 		v.mon, err = openMonitor(actx, conn, v.event)
 	}
 	if err == nil {
-		if err = v.mon.call(actx, "cont", nil, nil); err != nil {
+		if err = v.letGo(actx); err != nil {
 			v.mon.close()
 		}
 	}
@@ -96,6 +97,18 @@ func (v *vm) attach(ctx context.Context) error {
 	v.usage = vmproc.NewMeter(v.proc.VMM().Pid, v.spec.Scratch, v.group)
 	go v.tend()
 	return nil
+}
+
+// letGo lets the vCPUs run. Those of a restored VM do when their state is
+// loaded, and their guest listens already.
+func (v *vm) letGo(ctx context.Context) error {
+	if v.spec.Restore != nil {
+		if err := v.restore(ctx, fdState); err != nil {
+			return err
+		}
+		v.setPort(true)
+	}
+	return v.mon.call(ctx, "cont", nil, nil)
 }
 
 // awaitLastWords gives a QEMU that has closed its monitor the time to say why
@@ -183,7 +196,7 @@ func (v *vm) over() bool {
 		return true
 	}
 	switch s.Status {
-	case "running", "paused":
+	case "running", "paused", "finish-migrate", "postmigrate":
 		return false
 	case "shutdown":
 		return true
@@ -335,6 +348,9 @@ func (v *vm) Kill(ctx context.Context) error {
 
 // remove takes away what Start made around the process, which has ended.
 func (v *vm) remove(ctx context.Context) error {
+	if v.memory != nil {
+		_ = v.memory.Close() // nobody has it any more
+	}
 	removeFiles(v.spec.Dir)
 	return vmproc.DropGroup(ctx, v.spec.Dir, v.group)
 }
