@@ -32,6 +32,7 @@ import (
 	"github.com/tartarus-vm/tartarus/internal/node/hecatoncheir"
 	"github.com/tartarus-vm/tartarus/internal/node/lethe"
 	"github.com/tartarus-vm/tartarus/internal/node/nyx"
+	"github.com/tartarus-vm/tartarus/internal/node/nyx/snapshots"
 	"github.com/tartarus-vm/tartarus/internal/node/styx"
 	"github.com/tartarus-vm/tartarus/internal/node/tartarus"
 	"github.com/tartarus-vm/tartarus/internal/record/erebus/dirblobs"
@@ -128,6 +129,7 @@ type embedded struct {
 	key       *seal.Key
 	box       *seal.Box
 	logs      *dirblobs.Store
+	snapshots *snapshots.Maker
 	policies  *themis.Source
 	guard     *cerberus.Guard
 	api       *bufconn.Listener // the API, for this process itself
@@ -322,6 +324,9 @@ func (e *embedded) build(ctx context.Context) error {
 		{Name: "policy", Run: e.policies.Run},
 		e.serve(server),
 	}
+	if !e.cfg.Local { // one command is over before a snapshot would be made
+		e.services = append(e.services, runner.Service{Name: "snapshots", Run: e.snapshots.Run, StopTimeout: time.Minute})
+	}
 	e.later(reg.Close)
 	return ctx.Err()
 }
@@ -348,6 +353,10 @@ func (e *embedded) newAgent(w *wire) (*hecatoncheir.Agent, error) {
 		Control: control, Capacity: capacity, Address: inMemory, UIDs: e.uids, Metrics: e.metrics, Tracer: e.tracer, Logger: e.log,
 		Passing: e.cfg.Passing,
 	}
+	if e.snapshots, err = e.newMaker(); err != nil {
+		return nil, err
+	}
+	cfg.Snapshots = e.snapshots
 	network, err := e.openNetwork()
 	if err != nil {
 		return nil, err

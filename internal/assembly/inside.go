@@ -3,6 +3,7 @@ package assembly
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"os"
 	"path/filepath"
 
@@ -10,8 +11,11 @@ import (
 
 	apiv1 "github.com/tartarus-vm/tartarus/api/v1"
 	"github.com/tartarus-vm/tartarus/internal/cli"
+	"github.com/tartarus-vm/tartarus/internal/control/themis"
 	"github.com/tartarus-vm/tartarus/internal/fault"
+	"github.com/tartarus-vm/tartarus/internal/node/lethe"
 	"github.com/tartarus-vm/tartarus/internal/node/nyx"
+	"github.com/tartarus-vm/tartarus/internal/node/nyx/snapshots"
 	"github.com/tartarus-vm/tartarus/internal/record/erebus/dirblobs"
 )
 
@@ -136,16 +140,57 @@ func setup(ctx context.Context, o cli.SetupOptions) error {
 			return err
 		}
 	}
-	return trialBoot(ctx, p, o.Progress)
+	return saveShapes(ctx, o)
 }
 
-// trialBoot judges KVM now, so that the first run need not.
-func trialBoot(ctx context.Context, p paths, progress func(cli.Step)) error {
-	c, err := choose(ctx, p, cli.VMMOptions{}, progress, nil)
+// saveShapes chooses the driver, for which KVM is judged, and makes snapshots
+// of the templates in the shape that requests have by default, so that the
+// first run need do neither.
+func saveShapes(ctx context.Context, o cli.SetupOptions) (err error) {
+	e := &embedded{cfg: Config{StateDir: o.StateDir, Local: true, Progress: o.Progress}, log: slog.New(slog.DiscardHandler)}
+	defer func() { err = errors.Join(err, e.close()) }()
+	for _, step := range []func(context.Context) error{e.openFolders, e.openImages, e.chooseDriver} {
+		if err := step(ctx); err != nil {
+			return err
+		}
+	}
+	if !e.driver.Info().CanSnapshot {
+		return nil
+	}
+	maker, err := e.newMaker()
 	if err != nil {
 		return err
 	}
-	return c.close()
+	bundle, err := e.images.CurrentDigest(ctx)
+	if err != nil {
+		return err
+	}
+	policy, err := themis.Default()
+	if err != nil {
+		return err
+	}
+	for _, name := range o.Templates {
+		t, err := e.images.Template(ctx, name)
+		if err != nil {
+			return err
+		}
+		if o.Progress != nil {
+			o.Progress(cli.Step{Name: "snapshot of template " + name + ": looking for it, or booting one"})
+		}
+		if err := maker.Make(ctx, maker.Shape(t.Digest, bundle, policy.Defaults().Resources)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// newMaker makes snapshots with what was opened and chosen.
+func (e *embedded) newMaker() (*snapshots.Maker, error) {
+	scratch, err := lethe.Open(lethe.Config{Dir: e.paths.lethe(), Log: e.log})
+	if err != nil {
+		return nil, err
+	}
+	return snapshots.New(snapshots.Config{Driver: e.driver, Images: e.images, Scratch: scratch, Dir: e.home.saves(), Logger: e.log})
 }
 
 func ensureBundle(ctx context.Context, images *nyx.Store, progress func(cli.Step)) error {

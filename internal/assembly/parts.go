@@ -86,13 +86,15 @@ func (e *embedded) sweepLocal(ctx context.Context, h home) error {
 		return err
 	}
 	defer lock.Close()
-	vms, err := filepath.Glob(filepath.Join(h.node(), "sandboxes", "*", "vm"))
-	if err != nil {
-		return err
-	}
-	for _, vm := range vms {
-		if err := e.driver.Reap(ctx, vm, handleUnknown); err != nil {
+	for _, of := range []string{filepath.Join(h.node(), "sandboxes"), h.saves()} {
+		vms, err := filepath.Glob(filepath.Join(of, "*", "vm"))
+		if err != nil {
 			return err
+		}
+		for _, vm := range vms {
+			if err := e.driver.Reap(ctx, vm, handleUnknown); err != nil {
+				return err
+			}
 		}
 	}
 	return os.RemoveAll(h.root)

@@ -48,6 +48,7 @@ func (h home) key() string    { return filepath.Join(h.root, "signing.key") }
 func (h home) public() string { return filepath.Join(h.root, "signing.pub") }
 func (h home) box() string    { return filepath.Join(h.root, "secrets.key") }
 func (h home) node() string   { return filepath.Join(h.root, "node") }
+func (h home) saves() string  { return filepath.Join(h.node(), "saves") } // of VMs that become snapshots
 func (h home) logs() string   { return filepath.Join(h.root, "logs") }
 func (h home) run() string    { return filepath.Join(h.root, "run") }
 func (h home) socket() string { return filepath.Join(h.run(), "api.sock") }

@@ -50,6 +50,18 @@ type Network interface {
 	Traffic(name string) (rx, tx uint64, err error)
 }
 
+// Snapshots are what VMs go on from instead of booting (snapshots.Maker).
+type Snapshots interface {
+	Shape(template, bundle sandbox.Digest, r sandbox.Resources) nyx.Shape
+
+	// Open is the snapshot of a shape, for the caller to close; nil where there
+	// is none yet.
+	Open(ctx context.Context, s nyx.Shape) *nyx.Snapshot
+
+	// Forget is for one that a VM could not go on from.
+	Forget(s nyx.Shape)
+}
+
 // Blobs keep ended logs (erebus).
 type Blobs interface {
 	Put(ctx context.Context, r io.Reader) (sandbox.Digest, error)
@@ -87,7 +99,8 @@ type Config struct {
 	Blobs   Blobs
 	Control nodev1.ControlServiceClient
 
-	Network Network // nil: this node gives no network cards
+	Network   Network   // nil: this node gives no network cards
+	Snapshots Snapshots // nil: every VM boots
 
 	Capacity sandbox.Capacity
 	Labels   map[string]string

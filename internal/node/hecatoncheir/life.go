@@ -28,8 +28,11 @@ import (
 	"github.com/tartarus-vm/tartarus/internal/tracing"
 )
 
-// startCold is the only way to start so far, as in the record's runtime.start.
-const startCold = "cold"
+// How a VM started, as in the record's runtime.start.
+const (
+	startCold     = "cold"
+	startRestored = "restored"
+)
 
 // life is the life of one sandbox on this node. Its goroutine is run; fields
 // without a remark are that goroutine's, or never change.

@@ -171,6 +171,54 @@ func (l *life) boot(ctx context.Context) error {
 	if c := l.card; c != nil {
 		spec.NIC = &tartarus.NIC{MAC: c.MAC, TAP: c.TAP, Namespace: c.Namespace, Device: c.Device}
 	}
+	start := startRestored
+	up, err := l.goOn(ctx, spec)
+	if up == nil && err == nil {
+		start = startCold
+		up, err = l.bring(ctx, spec, l.a.cfg.Boot)
+	}
+	if err != nil {
+		return err
+	}
+	l.vm, l.guest = up.vm, up.guest
+	l.tell.vmReady(time.Now(), start, up.vm.Isolation())
+	return nil
+}
+
+// running is a VM whose guest answers.
+type running struct {
+	vm    tartarus.VM
+	guest Guest
+}
+
+// restorePolicy is for a VM that goes on from a snapshot: what it has to do
+// before it answers takes a hundredth of a boot, and a boot is what comes next.
+var restorePolicy = tartarus.BootPolicy{Attempts: 1, Timeout: 5 * time.Second, CPU: 5 * time.Second}
+
+// goOn starts the VM from the snapshot of its shape; nil without an error
+// where there is none, or none that it can go on from.
+func (l *life) goOn(ctx context.Context, spec tartarus.Spec) (*running, error) {
+	if l.a.cfg.Snapshots == nil || spec.NIC != nil {
+		return nil, nil
+	}
+	shape := l.a.cfg.Snapshots.Shape(l.req.TemplateDigest, l.req.GuestDigest, l.req.Resources)
+	snapshot := l.a.cfg.Snapshots.Open(ctx, shape)
+	if snapshot == nil {
+		return nil, nil
+	}
+	defer snapshot.Close()
+	spec.Restore = &tartarus.SnapshotFiles{Memory: snapshot.Memory, State: snapshot.State}
+	up, err := l.bring(ctx, spec, restorePolicy)
+	if err == nil || ctx.Err() != nil {
+		return up, err
+	}
+	l.logger.Warn("a VM cannot go on from its snapshot", "error", err)
+	l.a.cfg.Snapshots.Forget(shape)
+	return nil, nil
+}
+
+// bring starts a VM and reaches its guest. When it fails no VM is left.
+func (l *life) bring(ctx context.Context, spec tartarus.Spec, policy tartarus.BootPolicy) (*running, error) {
 	var guest Guest
 	connect := func(ctx context.Context, vm tartarus.VM) error {
 		// A VM that the journal does not know of could not be found again.
@@ -182,15 +230,12 @@ func (l *life) boot(ctx context.Context) error {
 		guest, err = l.a.cfg.Connect(ctx, vm, l.logger)
 		return err
 	}
-	policy := l.a.cfg.Boot
 	policy.GivenUp = func(attempt int, vm tartarus.VM, why error) { l.bootGivenUp(attempt, vm, why) }
 	vm, _, err := tartarus.Boot(ctx, l.a.cfg.Driver, spec, connect, policy)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	l.vm, l.guest = vm, guest
-	l.tell.vmReady(time.Now(), vm.Isolation())
-	return nil
+	return &running{vm, guest}, nil
 }
 
 // bootGivenUp keeps the console's last words, quoted: the guest may have

@@ -50,8 +50,10 @@ func (t *teller) change(f func()) {
 
 func (t *teller) open() { t.change(func() { t.opened = true }) }
 
-func (t *teller) vmReady(at time.Time, i sandbox.Isolation) {
-	t.change(func() { t.facts.VMReady, t.facts.Isolation, t.fresh = at.UTC(), i, true })
+func (t *teller) vmReady(at time.Time, start string, i sandbox.Isolation) {
+	t.change(func() {
+		t.facts.VMReady, t.facts.Runtime.Start, t.facts.Isolation, t.fresh = at.UTC(), start, i, true
+	})
 }
 
 // firstOutput counts once.

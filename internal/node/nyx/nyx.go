@@ -35,7 +35,13 @@ type Config struct {
 	Refresh bool         // EnsureBundle looks for a newer kernel
 	Host    distro.Host  // the zero value: this host's
 	Log     *slog.Logger // nil discards
+
+	// SnapshotBytes bounds the host's disk that memory snapshots take; 4 GiB
+	// if zero. Those not used for longest go.
+	SnapshotBytes int64
 }
+
+const defaultSnapshotBytes = 4 << 30
 
 // Validate reports what is missing.
 func (c Config) Validate() error {
@@ -74,7 +80,10 @@ func Open(c Config) (*Store, error) {
 	if c.Host.Arch == "" {
 		c.Host = distro.Detect()
 	}
-	for _, sub := range []string{"locks", "cache"} {
+	if c.SnapshotBytes == 0 {
+		c.SnapshotBytes = defaultSnapshotBytes
+	}
+	for _, sub := range []string{"locks", "cache", "snapshots"} {
 		if err := os.MkdirAll(filepath.Join(dir, sub), 0o700); err != nil {
 			return nil, fmt.Errorf("opening the store of templates: %w", err)
 		}
@@ -206,6 +215,13 @@ func (s *Store) Referenced(ctx context.Context) (map[sandbox.Digest]bool, error)
 		case !fault.Is(err, fault.NotFound) && !fault.Is(err, fault.Conflict):
 			return nil, err // out of reach: better to keep everything
 		}
+	}
+	snapshots, err := s.snapshots()
+	if err != nil {
+		return nil, fmt.Errorf("looking at the snapshots: %w", err)
+	}
+	for _, k := range snapshots {
+		keep[k.Memory], keep[k.State] = true, true
 	}
 	return keep, nil
 }

@@ -82,7 +82,9 @@ func (b boot) args() []string {
 		"-chardev", socketChardev("channel", fdGuest), "-device", "virtserialport,chardev=channel,id=" + portID + ",name=" + portName,
 		"-object", "rng-builtin,id=rng", "-device", "virtio-rng-device,rng=rng",
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
-		"-kernel", b.spec.Kernel, "-initrd", b.spec.Initrd, "-append", b.cmdline(),
+	}
+	if b.spec.Restore == nil { // what is restored has its kernel in memory
+		a = append(a, "-kernel", b.spec.Kernel, "-initrd", b.spec.Initrd, "-append", b.cmdline())
 	}
 	if b.accel == "kvm" {
 		a = append(a, "-accel", "kvm", "-cpu", "host")
