@@ -111,6 +111,8 @@ type options struct {
 	config func(*Config)
 	fail   func(step string) error
 	lease  time.Duration
+
+	snapshots bool // the driver's VMs can go on from them
 }
 
 func newWorld(t testing.TB, o options) *world {
@@ -139,7 +141,7 @@ func newWorld(t testing.TB, o options) *world {
 }
 
 func (w *world) newDriver(o options) *fakevm.Driver {
-	cfg := fakevm.Config{Network: true, OnExecute: func(id sandbox.ID, _ uint32, _ []string) {
+	cfg := fakevm.Config{Network: true, Snapshots: o.snapshots, OnExecute: func(id sandbox.ID, _ uint32, _ []string) {
 		w.executed.mu.Lock()
 		defer w.executed.mu.Unlock()
 		w.executed.of[id]++

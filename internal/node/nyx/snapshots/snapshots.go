@@ -30,10 +30,19 @@ type Scratch interface {
 	Wipe(ctx context.Context, path string) error
 }
 
+// Images keep snapshots, and what VMs are made of (nyx.Store).
+type Images interface {
+	RootDisk(ctx context.Context, d sandbox.Digest) (path string, err error)
+	Bundle(ctx context.Context, d sandbox.Digest) (nyx.Bundle, error)
+	Snapshot(ctx context.Context, s nyx.Shape) (*nyx.Snapshot, error)
+	MakeSnapshot(ctx context.Context, s nyx.Shape, take func(ctx context.Context, memory, state *os.File) error) error
+	DropSnapshot(s nyx.Shape) error
+}
+
 // Config is what a Maker is made of; all but Boot and Logger is required.
 type Config struct {
 	Driver  tartarus.Driver
-	Images  *nyx.Store
+	Images  Images
 	Scratch Scratch
 	Dir     string // for the VMs that are saved, this process's alone; made if it is not there
 	Boot    tartarus.BootPolicy

@@ -52,6 +52,9 @@ type Script struct {
 	// Sample, if not nil, makes up the samples; age is the VM's.
 	Sample func(age time.Duration) tartarus.Sample
 
+	// SaveErr is what Save fails with.
+	SaveErr error
+
 	// KillDelay is how long Kill takes.
 	KillDelay time.Duration
 }
@@ -61,6 +64,9 @@ type Config struct {
 	// Script is that of the n-th VM the driver starts, from 1; nil is the zero
 	// Script for all.
 	Script func(n int, s tartarus.Spec) Script
+
+	// Snapshots lets VMs be saved and go on from there.
+	Snapshots bool
 
 	// Network makes the driver take network cards, in which nothing is plugged.
 	Network bool
@@ -91,7 +97,8 @@ func New(cfg Config) *Driver {
 func (d *Driver) Info() tartarus.Info {
 	return tartarus.Info{
 		Name: Name, Version: "1", Accelerator: "none",
-		Isolation: fakeIsolation(), CanPause: true, CanNetwork: d.cfg.Network, MaxVCPUs: 64,
+		Isolation: fakeIsolation(), CanPause: true, CanSnapshot: d.cfg.Snapshots, CanNetwork: d.cfg.Network, MaxVCPUs: 64,
+		Machine: "fake",
 	}
 }
 
@@ -154,6 +161,11 @@ func (d *Driver) start(ctx context.Context, s tartarus.Spec) (*VM, error) {
 		return nil, script.StartErr
 	}
 	v := newVM(d, s, script)
+	if s.Restore != nil {
+		if err := v.restore(); err != nil {
+			return nil, err
+		}
+	}
 	if err := d.enter(v); err != nil {
 		return nil, err
 	}

@@ -39,7 +39,7 @@ func fill(t *testing.T, s *tartarus.Spec) {
 func TestDriver(t *testing.T) {
 	drivertest.Run(t, drivertest.Harness{
 		New: func(*testing.T) tartarus.Driver {
-			return fakevm.New(fakevm.Config{Script: func(int, tartarus.Spec) fakevm.Script {
+			return fakevm.New(fakevm.Config{Snapshots: true, Script: func(int, tartarus.Spec) fakevm.Script {
 				return fakevm.Script{StartDelay: 5 * time.Millisecond, BootDelay: 20 * time.Millisecond}
 			}})
 		},
