@@ -105,7 +105,10 @@ func addEntropy(b []byte) error {
 		return e
 	}
 	const rndReseedCRNG = 0x5207
-	_, _, _ = unix.Syscall(unix.SYS_IOCTL, uintptr(fd), rndReseedCRNG, 0)
+	// Clones of one snapshot would share what the generator had before.
+	if _, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), rndReseedCRNG, 0); e != 0 {
+		return e
+	}
 	return nil
 }
 
