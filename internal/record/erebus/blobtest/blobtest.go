@@ -48,6 +48,7 @@ func Run(t *testing.T, fresh func(t TB) Backend) {
 		test func(*testing.T, func(TB) Backend)
 	}{
 		{"RoundTrip", roundTrip},
+		{"Zeros", zeros},
 		{"Model", model},
 		{"Seek", seek},
 		{"Malformed", malformed},
@@ -121,6 +122,31 @@ func roundTrip(t *testing.T, fresh func(TB) Backend) {
 			t.Error(err)
 		}
 	}
+}
+
+// zeros: runs of zero bytes come back as they were, wherever they begin and
+// end, and in whatever pieces they came.
+func zeros(t *testing.T, fresh func(TB) Backend) {
+	b := fresh(t).Blobs
+	rapid.Check(t, func(t *rapid.T) {
+		var data []byte
+		for range rapid.IntRange(0, 12).Draw(t, "runs") {
+			n := rapid.OneOf(rapid.SampledFrom([]int{1, 4095, 4096, 4097, 8192, 65536, 256 << 10}), rapid.IntRange(1, 20_000)).Draw(t, "length")
+			data = append(data, bytes.Repeat([]byte{rapid.SampledFrom([]byte{0, 0, 1, 0xff}).Draw(t, "byte")}, n)...)
+		}
+		piece := rapid.SampledFrom([]int{700, 4096, 5000, 300_000}).Draw(t, "piece")
+		r := bytes.NewReader(data)
+		d, err := b.Put(context.Background(), readFunc(func(p []byte) (int, error) { return r.Read(p[:min(len(p), piece)]) }))
+		if err != nil || d != erebus.Digest(data) {
+			t.Fatalf("%d bytes are named %s, %v", len(data), d, err)
+		}
+		if info, err := b.Stat(context.Background(), d); err != nil || info.Bytes != int64(len(data)) {
+			t.Fatalf("%d bytes: Stat %+v, %v", len(data), info, err)
+		}
+		if got, err := get(b, d); err != nil || !bytes.Equal(got, data) {
+			t.Fatalf("%d bytes came back as %d others, %v", len(data), len(got), err)
+		}
+	})
 }
 
 // model holds the store against a map.

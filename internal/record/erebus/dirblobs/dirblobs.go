@@ -8,6 +8,9 @@
 //	                writer; one that nobody locks is what a crash left
 //	damaged/        what was not what its name said; never handed out
 //
+// What is zero in blocks of 4 KiB is a hole in the file of a blob, where the
+// file system has such.
+//
 // Any number of processes may use one folder at once. The two-digit folders
 // are the locks between them: storing and renewing hold one shared, removing
 // holds it exclusively, each for the moment of the change only.
@@ -113,10 +116,13 @@ func (s *Store) Put(ctx context.Context, r io.Reader) (sandbox.Digest, error) {
 	return d, nil
 }
 
-// fill writes r to f durably and returns its name.
+// fill writes r to f durably, zeros as holes, and returns its name.
 func (s *Store) fill(ctx context.Context, f *os.File, r io.Reader) (sandbox.Digest, error) {
-	h := sha256.New()
-	if _, err := erebus.Copy(ctx, io.MultiWriter(f, h), r); err != nil {
+	h, to := sha256.New(), &sparse{f: f}
+	if _, err := erebus.Copy(ctx, io.MultiWriter(to, h), r); err != nil {
+		return "", err
+	}
+	if err := to.end(); err != nil {
 		return "", err
 	}
 	if err := f.Chmod(blobMode); err != nil {

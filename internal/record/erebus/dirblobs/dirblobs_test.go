@@ -242,9 +242,11 @@ func limited(dir string) int {
 		fmt.Println(err)
 		return 1
 	}
-	if _, err := s.Put(context.Background(), bytes.NewReader(make([]byte, 2<<20))); !fault.Is(err, fault.Unavailable) {
-		fmt.Println("a blob that is too large:", err)
-		return 1
+	for _, fill := range []byte{0, 1} { // a hole, and what is written
+		if _, err := s.Put(context.Background(), bytes.NewReader(bytes.Repeat([]byte{fill}, 2<<20))); !fault.Is(err, fault.Unavailable) {
+			fmt.Println("a blob that is too large:", err)
+			return 1
+		}
 	}
 	if _, err := s.Put(context.Background(), strings.NewReader("small")); err != nil {
 		fmt.Println("a small one afterwards:", err)
@@ -269,14 +271,17 @@ func TestFullDisk(t *testing.T) {
 		}
 	}()
 	s := open(t, dir)
-	if _, err := s.Put(t.Context(), bytes.NewReader(make([]byte, 2<<20))); !fault.Is(err, fault.Unavailable) {
+	if _, err := s.Put(t.Context(), bytes.NewReader(bytes.Repeat([]byte{1}, 2<<20))); !fault.Is(err, fault.Unavailable) {
 		t.Errorf("a blob larger than the disk: %v", err)
 	}
 	if left, err := files(dir); err != nil || len(left) != 0 {
 		t.Errorf("left: %v, %v", left, err)
 	}
-	if _, err := s.Put(t.Context(), bytes.NewReader(make([]byte, 512<<10))); err != nil {
+	if _, err := s.Put(t.Context(), bytes.NewReader(bytes.Repeat([]byte{1}, 512<<10))); err != nil {
 		t.Errorf("one that fits: %v", err)
+	}
+	if _, err := s.Put(t.Context(), bytes.NewReader(make([]byte, 8<<20))); err != nil {
+		t.Errorf("one of zeros, which take no room: %v", err)
 	}
 }
 
