@@ -187,7 +187,7 @@ func (c *cell) refused(word string) error {
 func contents(dir string) (map[string]string, error) {
 	out := map[string]string{}
 	return out, filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || !d.Type().IsRegular() || strings.Contains(path, "/s/blobs/blobs/") {
+		if err != nil || !d.Type().IsRegular() || strings.Contains(path, "/s/blobs/") {
 			return err
 		}
 		b, err := os.ReadFile(path)

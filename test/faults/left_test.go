@@ -246,7 +246,7 @@ func (c *cell) blobs() (err error) {
 	return err
 }
 
-var digestForm = regexp.MustCompile(`/logs/(blobs|locks)/[0-9a-f/]+$`)
+var digestForm = regexp.MustCompile(`/(logs/(blobs|locks)/[0-9a-f/]+|verified/[0-9a-f]+)$`)
 
 // inventory is what there is of a state and its processes: each thing without
 // what differs from run to run.

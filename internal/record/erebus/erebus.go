@@ -27,7 +27,8 @@ type Blobs interface {
 
 	// Open reads a blob. Its bytes are verified as they are read: the read
 	// that would end a damaged blob returns the Conflict error instead of
-	// io.EOF. The caller closes it.
+	// io.EOF. Who does not read them in order gets them as Path's are, or
+	// after all of them were verified. The caller closes it.
 	Open(ctx context.Context, d sandbox.Digest) (io.ReadSeekCloser, error)
 
 	// Stat tells the size and age of a blob without reading it.
@@ -51,8 +52,9 @@ type Info struct {
 type Local interface {
 	Blobs
 
-	// Path is the read-only file of a blob, its content verified once since
-	// this process began. The file stays unchanged for as long as the blob
-	// is kept; the caller must not write it.
+	// Path is the read-only file of a blob, its content verified by this or
+	// another process within a day, and as far as the file system tells not
+	// changed since. The file stays unchanged for as long as the blob is
+	// kept; the caller must not write it.
 	Path(ctx context.Context, d sandbox.Digest) (string, error)
 }

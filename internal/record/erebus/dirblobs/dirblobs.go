@@ -7,9 +7,15 @@
 //	tmp/            what is being written, each file locked (flock) by its
 //	                writer; one that nobody locks is what a crash left
 //	damaged/        what was not what its name said; never handed out
+//	verified/ab12…  notes: a blob of that name was verified, the file being
+//	                this one, at that time (JSON; blobs of 1 MiB or more)
 //
 // What is zero in blocks of 4 KiB is a hole in the file of a blob, where the
 // file system has such.
+//
+// A blob is verified in full before its path is handed out, which is not done
+// again as long as a note, a day old at most, names just this file: its
+// device, inode, size, and times of modification and change.
 //
 // Any number of processes may use one folder at once. The two-digit folders
 // are the locks between them: storing and renewing hold one shared, removing
@@ -55,25 +61,18 @@ type Store struct {
 	log *slog.Logger
 
 	mu       sync.Mutex
-	verified map[sandbox.Digest]identity      // as this process saw it last; mu
+	verified map[sandbox.Digest]note          // as this process saw it last; mu
 	checking map[sandbox.Digest]chan struct{} // one verification at a time for a blob; mu
 }
 
 var _ erebus.Local = (*Store)(nil)
-
-// identity tells a file that nobody wrote or replaced since.
-type identity struct {
-	dev, ino uint64
-	size     int64
-	mtime    int64 // ns
-}
 
 const (
 	blobMode = 0o444
 	dirMode  = 0o700
 )
 
-// Open opens the store in c.Dir, and sweeps what crashed writers left there.
+// Open opens the store in c.Dir, and sweeps what crashed processes left there.
 func Open(c Config) (*Store, error) {
 	if err := c.Validate(); err != nil {
 		return nil, err
@@ -82,11 +81,11 @@ func Open(c Config) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening blob store: %w", err)
 	}
-	s := &Store{dir: dir, log: c.Log, verified: map[sandbox.Digest]identity{}, checking: map[sandbox.Digest]chan struct{}{}}
+	s := &Store{dir: dir, log: c.Log, verified: map[sandbox.Digest]note{}, checking: map[sandbox.Digest]chan struct{}{}}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
-	for _, sub := range []string{"blobs", "tmp", "damaged"} {
+	for _, sub := range []string{"blobs", "tmp", "damaged", "verified"} {
 		if err := os.MkdirAll(filepath.Join(dir, sub), dirMode); err != nil {
 			return nil, classify(fmt.Errorf("opening blob store: %w", err))
 		}
@@ -132,8 +131,8 @@ func (s *Store) fill(ctx context.Context, f *os.File, r io.Reader) (sandbox.Dige
 }
 
 // publish gives f its name. Where a good blob of that name is already, that
-// one is renewed and stays; one that this process has not verified is
-// replaced, which heals it if it is damaged.
+// one is renewed and stays; one that is not known to be good is replaced, which
+// heals it if it is damaged.
 func (s *Store) publish(f *os.File, d sandbox.Digest) error {
 	unlock, err := s.lock(d, syscall.LOCK_SH)
 	if err != nil {
@@ -156,15 +155,20 @@ func (s *Store) publish(f *os.File, d sandbox.Digest) error {
 		return err
 	}
 	if st, err := f.Stat(); err == nil {
-		s.remember(d, identify(st))
+		s.remember(newNote(d, identify(st), now))
 	}
 	return nil
 }
 
-// renew makes a blob young again if this process knows it to be good.
+// renew makes a blob young again if it is known to be good, and its note with
+// it. The caller holds the lock on d shared.
 func (s *Store) renew(d sandbox.Digest) bool {
 	st, err := os.Lstat(s.file(d))
-	if err != nil || !s.known(d, identify(st)) {
+	if err != nil {
+		return false
+	}
+	n, ok := s.known(d, identify(st))
+	if !ok {
 		return false
 	}
 	now := time.Now()
@@ -172,7 +176,7 @@ func (s *Store) renew(d sandbox.Digest) bool {
 		return false
 	}
 	if st, err = os.Lstat(s.file(d)); err == nil {
-		s.remember(d, identify(st))
+		s.remember(newNote(d, identify(st), n.Verified))
 	}
 	return err == nil
 }
@@ -240,15 +244,15 @@ func (s *Store) Path(ctx context.Context, d sandbox.Digest) (string, error) {
 	return s.file(d), nil
 }
 
-// verify verifies the open blob f once: as long as it is the same file with
-// the same size and time, the answer holds. A damaged one is put aside.
+// verify verifies the open blob f, unless what is known of just this file
+// says that it is good. A damaged one is put aside.
 func (s *Store) verify(ctx context.Context, f *os.File, d sandbox.Digest) error {
 	st, err := f.Stat()
 	if err != nil {
 		return classify(fmt.Errorf("verifying blob: %w", err))
 	}
 	id := identify(st)
-	if s.known(d, id) {
+	if _, ok := s.known(d, id); ok {
 		return nil
 	}
 	done, err := s.begin(ctx, d)
@@ -256,13 +260,14 @@ func (s *Store) verify(ctx context.Context, f *os.File, d sandbox.Digest) error 
 		return err
 	}
 	defer done()
-	if s.known(d, id) {
+	if _, ok := s.known(d, id); ok {
 		return nil
 	}
+	began := time.Now()
 	err = erebus.Verify(ctx, f, st.Size(), d)
 	switch {
 	case err == nil:
-		s.remember(d, id)
+		s.rememberRead(d, id, began)
 	case fault.Is(err, fault.Conflict):
 		s.putAside(f, d)
 	}
@@ -292,22 +297,4 @@ func (s *Store) begin(ctx context.Context, d sandbox.Digest) (done func(), err e
 			return nil, ctx.Err()
 		}
 	}
-}
-
-func (s *Store) known(d sandbox.Digest, id identity) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.verified[d] == id
-}
-
-func (s *Store) remember(d sandbox.Digest, id identity) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.verified[d] = id
-}
-
-func (s *Store) forget(d sandbox.Digest) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.verified, d)
 }

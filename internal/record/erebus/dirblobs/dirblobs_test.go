@@ -38,6 +38,8 @@ func TestMain(m *testing.M) {
 		os.Exit(limited(os.Args[1]))
 	case "stuck":
 		os.Exit(stuck(os.Args[1]))
+	case "noter":
+		os.Exit(noter(os.Args[1]))
 	}
 }
 

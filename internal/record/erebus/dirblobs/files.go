@@ -41,9 +41,10 @@ func (s *Store) createTemp() (*os.File, error) {
 	}
 }
 
-// sweep removes what nobody is writing any more. It is tidying: what it
-// cannot do is left for the next time.
+// sweep removes what nobody is writing any more, and notes of what is gone.
+// It is tidying: what it cannot do is left for the next time.
 func (s *Store) sweep() {
+	s.sweepNotes()
 	names, err := os.ReadDir(filepath.Join(s.dir, "tmp"))
 	if err != nil {
 		return
@@ -73,8 +74,8 @@ func stillNamed(f *os.File, path string) bool {
 	return err == nil && os.SameFile(a, b)
 }
 
-// Collect implements erebus.Blobs. It also tidies tmp, and damaged of what is
-// older than grace.
+// Collect implements erebus.Blobs. It also tidies tmp and verified, and
+// damaged of what is older than grace.
 func (s *Store) Collect(ctx context.Context, keep func(sandbox.Digest) bool, grace time.Duration) ([]erebus.Info, error) {
 	young := time.Now().Add(-grace)
 	s.sweep()
@@ -140,10 +141,10 @@ func (s *Store) putAside(f *os.File, d sandbox.Digest) {
 		return
 	}
 	defer unlock()
-	s.forget(d)
 	if !stillNamed(f, s.file(d)) {
 		return
 	}
+	s.forget(d)
 	aside := filepath.Join(s.dir, "damaged", fmt.Sprintf("%s.%d", d.Hex(), time.Now().UnixNano()))
 	if err := os.Rename(s.file(d), aside); err != nil {
 		s.log.Error("a damaged blob could not be put aside", "digest", d, "error", err)
@@ -210,14 +211,6 @@ func syncDir(dir string) error {
 	}
 	defer f.Close()
 	return f.Sync()
-}
-
-func identify(st fs.FileInfo) identity {
-	id := identity{size: st.Size(), mtime: st.ModTime().UnixNano()}
-	if sys, ok := st.Sys().(*syscall.Stat_t); ok {
-		id.dev, id.ino = sys.Dev, sys.Ino
-	}
-	return id
 }
 
 // classify gives an error of the system the kind that the seam promises.
