@@ -52,6 +52,7 @@ type Config struct {
 	TLSKey   string
 	Hosts    []string // further names of the server
 	VMM      cli.VMMOptions
+	Standby  int  // VMs of a shape that wait for its runs, at most
 	AllowTCG bool // callers beyond loopback are served without KVM, too
 
 	// Local is everything for one command: a folder and lock of its own, no
@@ -351,7 +352,7 @@ func (e *embedded) newAgent(w *wire) (*hecatoncheir.Agent, error) {
 	cfg := hecatoncheir.Config{
 		NodeID: "local", Dir: e.home.node(), Driver: e.driver, Images: e.images, Scratch: scratch, Blobs: e.logs,
 		Control: control, Capacity: capacity, Address: inMemory, UIDs: e.uids, Metrics: e.metrics, Tracer: e.tracer, Logger: e.log,
-		Passing: e.cfg.Passing,
+		Passing: e.cfg.Passing, Standby: e.cfg.Standby,
 	}
 	if e.snapshots, err = e.newMaker(); err != nil {
 		return nil, err

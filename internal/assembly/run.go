@@ -15,7 +15,7 @@ var handleUnknown tartarus.Handle
 func up(ctx context.Context, o cli.UpOptions, ready func([]string)) error {
 	cfg := Config{
 		StateDir: o.StateDir, Policy: o.Policy, Listen: o.Listen, TLSCert: o.TLSCert, TLSKey: o.TLSKey, Hosts: o.Hosts,
-		VMM: o.VMM, AllowTCG: o.AllowTCG, Templates: []string{"base"}, Progress: o.Progress,
+		VMM: o.VMM, Standby: int(o.Standby), AllowTCG: o.AllowTCG, Templates: []string{"base"}, Progress: o.Progress,
 		AuditSinks: o.AuditSinks, Logger: newLogger(stderr(), o.LogFormat, o.Verbose, slog.LevelInfo),
 	}
 	return Run(ctx, cfg, func(r Running) { ready(r.Addresses) })

@@ -98,6 +98,7 @@ type UpOptions struct {
 	TLSKey   string
 	Hosts    []string // further names of the server
 	VMM      VMMOptions
+	Standby  uint // VMs of a shape that wait for its runs, at most
 	Verbose  bool
 	Progress func(Step)
 

@@ -47,6 +47,7 @@ address, under the names that the certificate is for.`,
 	settingFlag(f, &o.Hosts, "host", "")
 	settingFlag(f, &o.Policy, "policy", "")
 	o.VMM.flags(c)
+	settingFlag(f, &o.Standby, "standby", "")
 	settingFlag(f, &o.AuditSinks, "audit-sink", "")
 	settingFlag(f, &logs, "log-format", "")
 	_ = c.RegisterFlagCompletionFunc("log-format", cobra.FixedCompletions(logFormats, cobra.ShellCompDirectiveNoFileComp)) // the flag is there

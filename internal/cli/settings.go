@@ -38,6 +38,7 @@ func settings() []setting {
 		{flag: "firecracker", usage: "`PATH` of a Firecracker, its jailer beside it, instead of the one that setup installed"},
 		{flag: "insecure-test-vmm", usage: "let a version of it run that is for tests alone"},
 		{flag: "allow-tcg", usage: "take runs from beyond loopback though VMs run without KVM, which QEMU calls no security boundary"},
+		{flag: "standby", def: "0", usage: "`N` VMs of a shape wait for its next runs at most, as many as were asked for in the last minute"},
 		{flag: "vmm-uids", usage: "`FIRST-LAST`: user IDs of the host for VMMs, one each, as root; the same for all processes (200000-225999)"},
 	}
 }
@@ -70,6 +71,8 @@ func settingFlag(f *pflag.FlagSet, p any, flag, short string) {
 		f.StringVarP(p, flag, short, s.def, s.usage)
 	case *bool:
 		f.BoolVarP(p, flag, short, false, s.usage)
+	case *uint:
+		f.UintVarP(p, flag, short, 0, s.usage)
 	case *[]string:
 		f.StringSliceVarP(p, flag, short, nil, s.usage)
 	case pflag.Value:

@@ -258,7 +258,7 @@ func nodeRows() []Row {
 
 // Steps are the steps of preparing a sandbox, as a node names them.
 func Steps() []string {
-	return []string{"folder", "network", "log", "images", "scratch", "vm", "setup"}
+	return []string{"folder", "network", "log", "standby", "images", "scratch", "vm", "setup"}
 }
 
 func codes() (out []string) {

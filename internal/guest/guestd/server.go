@@ -302,8 +302,8 @@ func (s *server) hello(m *guestwire.HelloHost) {
 }
 
 func (s *server) setup(m *guestwire.Setup) {
-	if s.ready {
-		s.fail(m.Req, guestwire.StatusInvalid, errors.New("it is set up already"))
+	if len(s.procs) > 0 {
+		s.fail(m.Req, guestwire.StatusInvalid, errors.New("it is in use already"))
 		return
 	}
 	if err := s.cfg.Machine.Setup(m); err != nil {

@@ -50,9 +50,12 @@ func (v *vm) Setup(s *guestwire.Setup) error {
 		}
 	}
 	if v.box < 0 {
-		if err := v.makeBox(s); err != nil {
+		if err := v.makeBox(); err != nil {
 			return err
 		}
+	}
+	if err := v.limitBox(s); err != nil {
+		return err
 	}
 	if s.Root == guestwire.RootDisks && v.scratch == "" {
 		if err := makeRoot(); err != nil {
@@ -140,7 +143,7 @@ func (v *vm) Account(user string) (Account, error) {
 }
 
 // makeBox makes the cgroup of all commands.
-func (v *vm) makeBox(s *guestwire.Setup) error {
+func (v *vm) makeBox() error {
 	if err := writeAt(v.cgroups, "cgroup.subtree_control", "+cpu +memory +pids"); err != nil {
 		return err
 	}
@@ -151,19 +154,22 @@ func (v *vm) makeBox(s *guestwire.Setup) error {
 	if err != nil {
 		return wrap("opening the commands' cgroup", err)
 	}
+	v.box = fd
+	return nil
+}
+
+// limitBox bounds what all commands together may have.
+func (v *vm) limitBox(s *guestwire.Setup) error {
 	memory := max(availableMemory()-spare, spare)
 	if s.MemoryBytes > 0 {
 		memory = min(memory, s.MemoryBytes)
 	}
-	if err := writeAt(fd, "memory.max", strconv.FormatInt(memory, 10)); err != nil {
+	if err := writeAt(v.box, "memory.max", strconv.FormatInt(memory, 10)); err != nil {
 		return err
 	}
 	if s.Processes > 0 {
-		if err := writeAt(fd, "pids.max", strconv.FormatInt(s.Processes, 10)); err != nil {
-			return err
-		}
+		return writeAt(v.box, "pids.max", strconv.FormatInt(s.Processes, 10))
 	}
-	v.box = fd
 	return nil
 }
 

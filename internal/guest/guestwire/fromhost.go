@@ -31,7 +31,9 @@ const (
 	RootInitramfs                 // what the guest booted with: for trials without disks
 )
 
-// Setup gives a guest its identity and limits. It is the first request.
+// Setup gives a guest its identity and limits. It is the first request, and may
+// come again as long as the guest has no process: a VM that waited for its
+// sandbox becomes that sandbox's with it.
 type Setup struct {
 	Req         uint32
 	Hostname    string
@@ -77,7 +79,7 @@ type Part struct {
 // Start starts a process.
 type Start struct {
 	Req       uint32
-	Proc      uint32   // its number from here on; 1 is the run's command
+	Proc      uint32   // its number from here on
 	Argv      []string // argv[0] is looked up in PATH if it has no slash
 	Env       []string // NAME=value; PATH, HOME and USER are added where missing
 	Cwd       string   // "" for the user's home

@@ -102,6 +102,10 @@ type Config struct {
 	Network   Network   // nil: this node gives no network cards
 	Snapshots Snapshots // nil: every VM boots
 
+	// Standby is how many VMs of a shape wait for its sandboxes at most; as
+	// many are made as were asked for lately. It needs Snapshots.
+	Standby int
+
 	Capacity sandbox.Capacity
 	Labels   map[string]string
 	Address  string // where the control plane reaches NodeService
@@ -178,6 +182,7 @@ type Agent struct {
 	cfg     Config
 	journal *journal.Journal // set by Start
 	metrics *hermes.Metrics
+	pool    *pool
 	boots   chan struct{} // holds a value for each VM that boots
 	lives   sync.WaitGroup
 	base    context.Context // of all lives; ends when Stop runs out of patience
@@ -211,6 +216,7 @@ func New(cfg Config) (*Agent, error) {
 		}
 	}
 	a.base, a.abandon = context.WithCancel(context.Background())
+	a.pool = newPool(a)
 	return a, nil
 }
 
@@ -225,7 +231,7 @@ func (a *Agent) logPath(id sandbox.ID) string     { return filepath.Join(a.sandb
 // what had happened. NodeService must be reachable by then. It keeps trying
 // until ctx ends. When it fails nothing of it is left running.
 func (a *Agent) Start(ctx context.Context) error {
-	for _, dir := range []string{a.cfg.Dir, a.sandboxesDir()} {
+	for _, dir := range []string{a.cfg.Dir, a.sandboxesDir(), a.standbysDir()} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return fmt.Errorf("making the node's folders: %w", err)
 		}
@@ -236,6 +242,9 @@ func (a *Agent) Start(ctx context.Context) error {
 	}
 	a.journal = j
 	if err = a.recover(ctx, left); err == nil {
+		err = a.sweepStandbys(ctx)
+	}
+	if err == nil {
 		err = a.join(ctx)
 	}
 	if err != nil {
@@ -244,6 +253,7 @@ func (a *Agent) Start(ctx context.Context) error {
 		return errors.Join(err, j.Close())
 	}
 	a.beat(ctx)
+	a.pool.start()
 	return nil
 }
 
@@ -253,6 +263,7 @@ func (a *Agent) Stop(ctx context.Context) error {
 	a.mu.Lock()
 	a.stopping = true
 	a.mu.Unlock()
+	a.pool.stop()
 	a.endAll("its node was stopped")
 	gone := make(chan struct{})
 	go func() {
@@ -267,6 +278,7 @@ func (a *Agent) Stop(ctx context.Context) error {
 	}
 	a.abandon()
 	<-gone // bounded by thanatos
+	a.pool.running.Wait()
 	if a.journal != nil {
 		err = errors.Join(err, a.journal.Close())
 	}

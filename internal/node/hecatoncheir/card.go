@@ -38,11 +38,13 @@ func (l *life) detachCard(ctx context.Context) error {
 }
 
 // uid is the user that the VMM runs as, 0 for the driver's default.
-func (l *life) uid() int {
-	if l.a.cfg.UIDs.Count <= 0 {
+func (l *life) uid() int { return l.a.uid(l.slot) }
+
+func (a *Agent) uid(slot int) int {
+	if a.cfg.UIDs.Count <= 0 {
 		return 0
 	}
-	return l.a.cfg.UIDs.First + l.slot
+	return a.cfg.UIDs.First + slot
 }
 
 // guestNetwork is what the guest is told of its card; nil without one.

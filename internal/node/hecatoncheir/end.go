@@ -11,6 +11,7 @@ import (
 
 	nodev1 "github.com/tartarus-vm/tartarus/api/node/v1"
 	"github.com/tartarus-vm/tartarus/internal/node/journal"
+	"github.com/tartarus-vm/tartarus/internal/node/tartarus"
 	"github.com/tartarus-vm/tartarus/internal/node/thanatos"
 	"github.com/tartarus-vm/tartarus/internal/nodewire"
 	"github.com/tartarus-vm/tartarus/internal/record/cocytus"
@@ -89,11 +90,21 @@ func (l *life) lastSample() {
 	if l.vm == nil {
 		return
 	}
-	if s, err := l.vm.Sample(); err == nil {
+	if s, err := l.sample(); err == nil {
 		l.mu.Lock()
 		l.last = s
 		l.mu.Unlock()
 	}
+}
+
+// sample is what the VM used for this sandbox.
+func (l *life) sample() (tartarus.Sample, error) {
+	s, err := l.vm.Sample()
+	if l.standby != nil {
+		s.CPUSeconds -= l.standby.used.CPUSeconds
+		s.DiskWritten -= l.standby.used.DiskWritten
+	}
+	return s, err
 }
 
 // peak is the most memory that the VMM took, as the host saw it.

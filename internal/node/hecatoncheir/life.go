@@ -17,7 +17,6 @@ import (
 	"github.com/tartarus-vm/tartarus/internal/guest/guestwire"
 	"github.com/tartarus-vm/tartarus/internal/node/erinyes/alecto"
 	"github.com/tartarus-vm/tartarus/internal/node/journal"
-	"github.com/tartarus-vm/tartarus/internal/node/nyx"
 	"github.com/tartarus-vm/tartarus/internal/node/styx"
 	"github.com/tartarus-vm/tartarus/internal/node/tartarus"
 	"github.com/tartarus-vm/tartarus/internal/node/thanatos"
@@ -32,6 +31,7 @@ import (
 const (
 	startCold     = "cold"
 	startRestored = "restored"
+	startStandby  = "standby"
 )
 
 // life is the life of one sandbox on this node. Its goroutine is run; fields
@@ -58,8 +58,8 @@ type life struct {
 
 	secrets sandbox.Secrets // emptied when they are in the guest
 	done    []step          // what is to be undone, the last first
-	root    string
-	bundle  nyx.Bundle
+	standby *standby        // nil where none waited
+	files   vmFiles
 	card    *styx.Card // nil without a network
 	vm      tartarus.VM
 	guest   Guest
@@ -214,7 +214,7 @@ func (l *life) execute(ctx, sctx context.Context) error {
 		l.a.metrics.Started(at.Sub(l.received))
 		defer time.AfterFunc(slowStart, running).Stop()
 		proc, err = l.guest.Start(sctx, guestwire.Start{
-			Proc: 1, Argv: l.req.Command, Env: environment(l.secrets.Env), Cwd: l.req.WorkingDir, MakeCwd: true,
+			Argv: l.req.Command, Env: environment(l.secrets.Env), Cwd: l.req.WorkingDir, MakeCwd: true,
 			User: l.req.User, StdinOpen: l.req.StdinOpen || len(l.secrets.Stdin) > 0,
 		}, l.sink)
 		return err

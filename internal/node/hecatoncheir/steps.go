@@ -11,8 +11,10 @@ import (
 
 	"github.com/tartarus-vm/tartarus/internal/guest/guestwire"
 	"github.com/tartarus-vm/tartarus/internal/node/journal"
+	"github.com/tartarus-vm/tartarus/internal/node/nyx"
 	"github.com/tartarus-vm/tartarus/internal/node/tartarus"
 	"github.com/tartarus-vm/tartarus/internal/record/hermes"
+	"github.com/tartarus-vm/tartarus/internal/sandbox"
 	"github.com/tartarus-vm/tartarus/internal/tracing"
 )
 
@@ -30,6 +32,7 @@ var preparation = []step{
 	{"folder", (*life).makeFolder, (*life).removeFolder},
 	{"network", (*life).attachCard, (*life).detachCard},
 	{"log", (*life).makeLog, (*life).removeLog},
+	{"standby", (*life).takeStandby, (*life).dropStandby},
 	{"images", (*life).findImages, nil},
 	{"scratch", (*life).makeScratch, (*life).wipeScratch},
 	{"vm", (*life).boot, (*life).endVM},
@@ -132,17 +135,34 @@ func (l *life) removeLog(context.Context) error {
 	return err
 }
 
+// vmFiles are what a VM is made of.
+type vmFiles struct {
+	root   string
+	bundle nyx.Bundle
+}
+
+func (a *Agent) vmFiles(ctx context.Context, r sandbox.Resolved) (f vmFiles, err error) {
+	if f.root, err = a.cfg.Images.RootDisk(ctx, r.TemplateDigest); err != nil {
+		return f, fmt.Errorf("the template's disk: %w", err)
+	}
+	if f.bundle, err = a.cfg.Images.Bundle(ctx, r.GuestDigest); err != nil {
+		return f, fmt.Errorf("the guest bundle: %w", err)
+	}
+	return f, nil
+}
+
 func (l *life) findImages(ctx context.Context) (err error) {
-	if l.root, err = l.a.cfg.Images.RootDisk(ctx, l.req.TemplateDigest); err != nil {
-		return fmt.Errorf("the template's disk: %w", err)
+	if l.standby != nil {
+		return nil
 	}
-	if l.bundle, err = l.a.cfg.Images.Bundle(ctx, l.req.GuestDigest); err != nil {
-		return fmt.Errorf("the guest bundle: %w", err)
-	}
-	return nil
+	l.files, err = l.a.vmFiles(ctx, l.req)
+	return err
 }
 
 func (l *life) makeScratch(ctx context.Context) error {
+	if l.standby != nil {
+		return nil
+	}
 	if err := l.wipeScratch(ctx); err != nil {
 		return err
 	}
@@ -155,6 +175,14 @@ func (l *life) wipeScratch(ctx context.Context) error {
 
 // boot starts the VM and reaches its guest. A boot that fails leaves no VM.
 func (l *life) boot(ctx context.Context) error {
+	if s := l.standby; s != nil {
+		l.vm, l.guest = s.vm, s.guest
+		if err := l.a.write("vm", l.id, func(e *journal.Entry) { e.VM = s.vm.Handle() }); err != nil {
+			return err
+		}
+		l.tell.vmReady(time.Now(), startStandby, s.vm.Isolation())
+		return nil
+	}
 	select {
 	case l.a.boots <- struct{}{}:
 	case <-ctx.Done():
@@ -162,8 +190,8 @@ func (l *life) boot(ctx context.Context) error {
 	}
 	defer func() { <-l.a.boots }()
 	spec := tartarus.Spec{
-		ID: l.id, Dir: l.a.vmDir(l.id), Kernel: l.bundle.Kernel, Initrd: l.bundle.Initrd, Cmdline: l.bundle.Cmdline,
-		Root: l.root, Scratch: l.a.scratchPath(l.id),
+		ID: l.id, Dir: l.a.vmDir(l.id), Kernel: l.files.bundle.Kernel, Initrd: l.files.bundle.Initrd, Cmdline: l.files.bundle.Cmdline,
+		Root: l.files.root, Scratch: l.a.scratchPath(l.id),
 		VCPUs: l.req.Resources.VCPUs, MemoryMiB: l.req.Resources.MemoryMiB, Lifeline: l.a.cfg.Lifeline,
 	}
 	spec.UID = l.uid()
@@ -277,17 +305,23 @@ func (l *life) endVM(ctx context.Context) error {
 	return l.vm.Kill(ctx)
 }
 
-// setup gives the guest its identity and the files.
-func (l *life) setup(ctx context.Context) error {
+// setupOf is what a guest is told of itself, with fresh randomness.
+func setupOf(hostname string, r sandbox.Resolved) guestwire.Setup {
 	var entropy [256]byte
 	var machine [16]byte
 	rand.Read(entropy[:]) // never fails
 	rand.Read(machine[:])
-	err := l.guest.Setup(ctx, guestwire.Setup{
-		Hostname: string(l.id), WallClock: time.Now().UnixNano(), Entropy: entropy[:], MachineID: hex.EncodeToString(machine[:]),
-		User: l.req.User, MemoryBytes: (l.req.Resources.MemoryMiB - guestReserveMiB) << 20, Processes: int64(l.req.Resources.Processes),
-		Network: l.guestNetwork(),
-	})
+	return guestwire.Setup{
+		Hostname: hostname, WallClock: time.Now().UnixNano(), Entropy: entropy[:], MachineID: hex.EncodeToString(machine[:]),
+		User: r.User, MemoryBytes: (r.Resources.MemoryMiB - guestReserveMiB) << 20, Processes: int64(r.Resources.Processes),
+	}
+}
+
+// setup gives the guest its identity and the files.
+func (l *life) setup(ctx context.Context) error {
+	s := setupOf(string(l.id), l.req)
+	s.Network = l.guestNetwork()
+	err := l.guest.Setup(ctx, s)
 	if err != nil {
 		return fmt.Errorf("setting the guest up: %w", err)
 	}

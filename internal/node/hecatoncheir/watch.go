@@ -122,7 +122,7 @@ func (l *life) watchMemory(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		s, err := l.vm.Sample()
+		s, err := l.sample()
 		if err != nil {
 			continue // it ends; watchCommand knows more
 		}
