@@ -16,7 +16,8 @@ import (
 // WatchOrders wraps a driver so that note is called before each order to
 // execute a run's command leaves for its guest: it reads along what the host
 // writes. An order that is sent again after the stream to the same VM broke is
-// the same order.
+// the same order. Whose it is, the guest was told last, for a VM may have waited
+// for its sandbox; what it ran before then is nobody's.
 func WatchOrders(d tartarus.Driver, note func(sandbox.ID)) tartarus.Driver {
 	return watched{Driver: d, note: note}
 }
@@ -31,13 +32,33 @@ func (w watched) Start(ctx context.Context, s tartarus.Spec) (tartarus.VM, error
 	if err != nil {
 		return nil, err
 	}
-	var once sync.Once
-	return &watchedVM{VM: vm, ordered: func() { once.Do(func() { w.note(s.ID) }) }}, nil
+	return &watchedVM{VM: vm, note: w.note}, nil
 }
 
 type watchedVM struct {
 	tartarus.VM
-	ordered func()
+	note func(sandbox.ID)
+
+	mu      sync.Mutex
+	of      sandbox.ID // whose the guest is; guarded by mu
+	ordered bool       // guarded by mu
+}
+
+// called is told each time that the guest gets a name.
+func (v *watchedVM) called(name string) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.of = sandbox.ID(name)
+}
+
+// starts is told each time that the guest is ordered to start a process.
+func (v *watchedVM) starts() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.of.Valid() && !v.ordered {
+		v.ordered = true
+		v.note(v.of)
+	}
 }
 
 func (v *watchedVM) Dial(ctx context.Context) (net.Conn, error) {
@@ -49,21 +70,27 @@ func (v *watchedVM) Dial(ctx context.Context) (net.Conn, error) {
 	c := &readAlong{Conn: conn, tee: w, done: make(chan struct{})}
 	go func() {
 		defer close(c.done)
-		r.CloseWithError(watchFrames(r, v.ordered))
+		r.CloseWithError(v.watchFrames(r))
 	}()
 	return c, nil
 }
 
-// watchFrames calls ordered for each frame that starts a process.
-func watchFrames(r io.Reader, ordered func()) error {
+func (v *watchedVM) watchFrames(r io.Reader) error {
 	frames := guestwire.NewReader(r, true)
 	for {
-		t, _, err := frames.Next()
+		t, payload, err := frames.Next()
 		if err != nil {
 			return err
 		}
-		if t == guestwire.TypeStart {
-			ordered()
+		switch t {
+		case guestwire.TypeSetup:
+			m, err := guestwire.DecodeFromHost(t, payload)
+			if err != nil {
+				return err
+			}
+			v.called(m.(*guestwire.Setup).Hostname)
+		case guestwire.TypeStart:
+			v.starts()
 		}
 	}
 }

@@ -44,7 +44,7 @@ var prepared = sync.OnceValues(func() (string, error) {
 		}
 	}
 	dir := filepath.Join(room(), "prepared")
-	if err := clone(from, dir, copyFile); err != nil {
+	if err := clone(from, dir, testkit.CopyFile); err != nil {
 		return "", err
 	}
 	if _, err := os.Stat(filepath.Join(dir, "kvm.json")); err == nil {
@@ -103,7 +103,7 @@ func clone(from, to string, file func(from, to string) error) error {
 			}
 			return os.Chmod(dest, 0o444)
 		}
-		return copyFile(path, dest)
+		return testkit.CopyFile(path, dest)
 	})
 }
 
@@ -136,18 +136,10 @@ func (c *cell) open() error {
 	if err := os.Mkdir(c.state, 0o700); err != nil {
 		return err
 	}
-	if err := unix.Mount("small", c.state, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0700,size=256m"); err != nil {
+	if err := unix.Mount("small", c.state, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0700,size=384m"); err != nil {
 		return err
 	}
-	return clone(from, c.state, copyFile)
-}
-
-func copyFile(from, to string) error {
-	b, err := os.ReadFile(from)
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(to, b, 0o600)
+	return clone(from, c.state, testkit.CopyFile)
 }
 
 func (c *cell) close() error {
@@ -246,7 +238,7 @@ func (c *cell) blobs() (err error) {
 	return err
 }
 
-var digestForm = regexp.MustCompile(`/(logs/(blobs|locks)/[0-9a-f/]+|verified/[0-9a-f]+)$`)
+var digestForm = regexp.MustCompile(`/(logs/(blobs|locks)/[0-9a-f/]+|verified/[0-9a-f]+|nyx/(snapshots/[0-9a-f]+\.json|locks/snapshots))$`)
 
 // inventory is what there is of a state and its processes: each thing without
 // what differs from run to run.
@@ -332,8 +324,8 @@ func descriptors(s *server, state string) ([]string, error) {
 	var out []string
 	for _, n := range names {
 		to, err := os.Readlink(filepath.Join(dir, n.Name()))
-		if err != nil || strings.Contains(to, "/ledger.db") {
-			continue // closed meanwhile
+		if err != nil || strings.Contains(to, "/ledger.db") || strings.HasPrefix(to, "/memfd:tartarus-memory") {
+			continue // closed meanwhile, or kept for the next VM: one for each of the last snapshots
 		}
 		to = strings.ReplaceAll(strings.ReplaceAll(to, state, "STATE"), filepath.Dir(state), "CELL")
 		out = append(out, uidForm.ReplaceAllString(inodeForm.ReplaceAllString(to, ""), "uids"))

@@ -73,6 +73,7 @@ var steps = []step{
 	{"folder", unharmed, perhaps, stillb, stillb, nothing},
 	{"network", perhaps, perhaps, stillb, stillb, nothing},
 	{"log", perhaps, perhaps, stillb, stillb, nothing},
+	{"standby", perhaps, perhaps, stillb, stillb, nothing},
 	{"images", perhaps, perhaps, stillb, stillb, nothing},
 	{"scratch", perhaps, perhaps, stillb, stillb, nothing},
 	{"journal vm", perhaps, perhaps, stillb, stillb, nothing},
@@ -86,6 +87,7 @@ var steps = []step{
 	{"journal end", lost, unharmed, unharmed, unharmed, nothing},
 	{"undo setup", none, none, none, none, nothing}, // it has nothing to undo, as images
 	{"undo vm", unharmed, unharmed, unharmed, unharmed, nothing},
+	{"undo standby", unharmed, unharmed, unharmed, unharmed, nothing},
 	{"undo scratch", unharmed, unharmed, unharmed, unharmed, nothing},
 	{"undo log", unharmed, unharmed, unharmed, unharmed, nothing},
 	{"undo network", unharmed, unharmed, unharmed, unharmed, nothing},

@@ -147,23 +147,19 @@ func NewState(t *testing.T) string {
 
 // CopyState copies a state folder that nobody uses.
 func CopyState(from, to string) error {
-	if err := os.CopyFS(to, os.DirFS(from)); err != nil {
-		return err
-	}
-	return filepath.WalkDir(to, private)
-}
-
-// private gives folders and files the modes that CopyFS did not keep.
-func private(path string, d os.DirEntry, err error) error {
-	switch {
-	case err != nil:
-		return err
-	case d.IsDir():
-		return os.Chmod(path, 0o700)
-	case strings.Contains(path, "/blobs/blobs/"):
-		return os.Chmod(path, 0o444)
-	}
-	return os.Chmod(path, 0o600)
+	return filepath.WalkDir(from, func(path string, d os.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		dest := filepath.Join(to, strings.TrimPrefix(path, from))
+		if d.IsDir() {
+			return os.MkdirAll(dest, 0o700)
+		}
+		if err := testkit.CopyFile(path, dest); err != nil || !strings.Contains(dest, "/blobs/blobs/") {
+			return err
+		}
+		return os.Chmod(dest, 0o444)
+	})
 }
 
 // Result is how a command line ended.

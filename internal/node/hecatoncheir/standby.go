@@ -34,6 +34,9 @@ type standby struct {
 	used  tartarus.Sample // before its sandbox began
 }
 
+// standbyName is what the guest of a VM is called that waits.
+const standbyName = "standby"
+
 // pool keeps standby VMs of the shapes that are asked for. It is told of each
 // start, and follows: a shape that nobody asks for shrinks to nothing.
 type pool struct {
@@ -293,7 +296,7 @@ func (p *pool) make(ctx context.Context, shape nyx.Shape, r sandbox.Resolved) (_
 			p.discard(s)
 		}
 	}()
-	if err = p.a.pass("standby", s.id, func() error { return p.restore(ctx, s, r, snapshot) }); err != nil {
+	if err = p.a.pass("standby make", s.id, func() error { return p.restore(ctx, s, r, snapshot) }); err != nil {
 		return nil, err
 	}
 	return s, nil
@@ -350,7 +353,7 @@ func (p *pool) restore(ctx context.Context, s *standby, r sandbox.Resolved, snap
 
 // warm has the guest do once what it will do for its sandbox.
 func (s *standby) warm(ctx context.Context, r sandbox.Resolved) error {
-	if err := s.guest.Setup(ctx, setupOf("standby", r)); err != nil {
+	if err := s.guest.Setup(ctx, setupOf(standbyName, r)); err != nil {
 		return err
 	}
 	proc, err := s.guest.Start(ctx, guestwire.Start{Argv: []string{"true"}}, func(guestwire.Flow, int64, []byte) {})
@@ -379,7 +382,7 @@ func (p *pool) discard(s *standby) {
 		err = s.vm.Kill(ctx)
 	}
 	if err == nil {
-		err = p.a.pass("undo standby", s.id, func() error { return p.a.removeStandby(ctx, s.dir) })
+		err = p.a.pass("standby end", s.id, func() error { return p.a.removeStandby(ctx, s.dir) })
 	}
 	if err != nil {
 		p.a.cfg.Logger.Error("a standby VM could not be removed", "vm", s.id, "error", err)

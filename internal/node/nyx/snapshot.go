@@ -138,10 +138,10 @@ func readManifest(name string) (manifest, error) {
 }
 
 // MakeSnapshot has take write the snapshot of a shape, unless it is there
-// already. One makes it however many ask, in all processes; the others wait
+// already. One at a time makes any, in all processes; the others wait
 // until it is there. When it fails, or dies, nothing is left.
 func (s *Store) MakeSnapshot(ctx context.Context, sh Shape, take func(ctx context.Context, memory, state *os.File) error) error {
-	unlock, err := s.lock(ctx, "snapshot-"+sh.key())
+	unlock, err := s.lock(ctx, "snapshots")
 	if err != nil {
 		return fmt.Errorf("making a snapshot: %w", err)
 	}
