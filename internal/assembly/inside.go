@@ -13,10 +13,12 @@ import (
 	"github.com/tartarus-vm/tartarus/internal/cli"
 	"github.com/tartarus-vm/tartarus/internal/control/themis"
 	"github.com/tartarus-vm/tartarus/internal/fault"
+	"github.com/tartarus-vm/tartarus/internal/node/hecatoncheir"
 	"github.com/tartarus-vm/tartarus/internal/node/lethe"
 	"github.com/tartarus-vm/tartarus/internal/node/nyx"
 	"github.com/tartarus-vm/tartarus/internal/node/nyx/snapshots"
 	"github.com/tartarus-vm/tartarus/internal/record/erebus/dirblobs"
+	"github.com/tartarus-vm/tartarus/internal/sandbox"
 )
 
 // Inside is what the command line is handed of the inside.
@@ -190,7 +192,13 @@ func (e *embedded) newMaker() (*snapshots.Maker, error) {
 	if err != nil {
 		return nil, err
 	}
-	return snapshots.New(snapshots.Config{Driver: e.driver, Images: e.images, Scratch: scratch, Dir: e.home.saves(), Logger: e.log})
+	cfg := snapshots.Config{Driver: e.driver, Images: e.images, Scratch: scratch, Dir: e.home.saves(), Logger: e.log}
+	if passing := e.cfg.Passing; passing != nil {
+		cfg.Passing = func(step string, of sandbox.ID, done bool) error {
+			return passing(hecatoncheir.Passing{Step: step, Of: of, Done: done})
+		}
+	}
+	return snapshots.New(cfg)
 }
 
 func ensureBundle(ctx context.Context, images *nyx.Store, progress func(cli.Step)) error {

@@ -122,6 +122,9 @@ func (c *cell) strike() {
 	if err == nil {
 		c.misuse(s)
 		c.must(c.drive(s))
+		if c.needs == aStandby {
+			c.must(c.awaitStandby(s))
+		}
 		if !s.isGone() {
 			err = s.stop()
 		}
@@ -317,6 +320,24 @@ func (c *cell) orders() (map[string]int, error) {
 		count[id]++
 	}
 	return count, err
+}
+
+// awaitStandby waits until a VM waits, or the blow fell: what comes after the
+// sandboxes have ended is nobody's hurry.
+func (c *cell) awaitStandby(s *server) error {
+	for end := time.Now().Add(c.patience()); !s.isGone(); time.Sleep(tick) {
+		lines, err := passings(c.passedFile())
+		if err != nil {
+			return err
+		}
+		if slices.ContainsFunc(lines, func(l passing) bool { return l.Struck || l.Step == "standby make" && l.Done }) {
+			return nil
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("no VM waits after %v", c.patience())
+		}
+	}
+	return nil
 }
 
 // passed says whether the blow fell, and on which sandbox.

@@ -108,7 +108,7 @@ func cellsOfSteps() []*cell {
 				side += "!"
 			}
 			c.blow.Nth = 1
-			if n := baseline.passings[side]; n > 3 {
+			if n := baseline.passings[side]; n > 3 && s.needs != aStandby {
 				c.blow.Nth += r.IntN(min(n/3, 5))
 			}
 			if i >= 2 {

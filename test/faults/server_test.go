@@ -30,6 +30,9 @@ import (
 // VMs; without, they run on what fits this machine.
 const firecrackerVar = "TARTARUS_FAULTS_FIRECRACKER"
 
+// standbys is how many VMs of a shape wait at most.
+const standbys = 2
+
 // plan is what a server does. Its files are outside of the state.
 type plan struct {
 	State  string
@@ -74,7 +77,7 @@ func serve(text string) int {
 		stop()
 	}()
 	cfg := assembly.Config{
-		StateDir: p.State, Policy: p.Policy, Listen: "127.0.0.1:0", VMM: cli.VMMOptions{UIDs: p.UIDs, Driver: "qemu"},
+		StateDir: p.State, Policy: p.Policy, Listen: "127.0.0.1:0", Standby: standbys, VMM: cli.VMMOptions{UIDs: p.UIDs, Driver: "qemu"},
 		Driver: w.driver, Ledger: func(l ledger.Ledger) ledger.Ledger { return brittle{l, w} },
 		Passing: func(s hecatoncheir.Passing) error { return w.pass(s.Step, s.Of, s.Done) },
 		Logger:  slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})),
@@ -101,7 +104,7 @@ type watch struct {
 
 func (w *watch) driver(chosen tartarus.Driver) tartarus.Driver {
 	if !w.plan.Real {
-		chosen = fakevm.New(fakevm.Config{})
+		chosen = fakevm.New(fakevm.Config{Snapshots: true})
 	}
 	return testkit.WatchOrders(chosen, func(id sandbox.ID) { fmt.Fprintln(w.orders, id) })
 }

@@ -38,6 +38,7 @@ const (
 	aCrash        // a server that died before, with sandboxes on its node
 	aRefusal      // a node that refuses
 	aQueue        // a queue_timeout that passes
+	aStandby      // a VM that waits for its sandbox
 	aDisk         // a state on a small file system of its own
 )
 
@@ -83,6 +84,11 @@ var steps = []step{
 	{"journal accepted", lost, lost, stillb, stillb, nothing},
 	{"journal started", lost, lost, stillb, stillb, nothing},
 	{"execute", lost, lost, stillb, guest, nothing},
+	{"snapshot", unharmed, unharmed, unharmed, unharmed, aStandby}, // no sandbox waits for these
+	{"snapshot boot", unharmed, unharmed, unharmed, unharmed, aStandby},
+	{"snapshot save", unharmed, unharmed, unharmed, unharmed, aStandby},
+	{"standby make", unharmed, unharmed, unharmed, unharmed, aStandby},
+	{"standby end", unharmed, unharmed, unharmed, unharmed, aStandby},
 	{"log to blob", lost, lost, unharmed, unharmed, nothing},
 	{"journal end", lost, unharmed, unharmed, unharmed, nothing},
 	{"undo setup", none, none, none, none, nothing}, // it has nothing to undo, as images

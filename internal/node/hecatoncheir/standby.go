@@ -55,9 +55,9 @@ type pool struct {
 
 // demand is who asked for VMs of a shape lately, and what they are made of.
 type demand struct {
-	request sandbox.Resolved
-	times   []time.Time // the last ones, at most Config.Standby
-	failed  time.Time   // when one could not be made
+	request   sandbox.Resolved
+	times     []time.Time // the last ones, at most Config.Standby
+	notBefore time.Time   // when to try again, after one could not be made
 }
 
 const (
@@ -67,6 +67,9 @@ const (
 	// standbyPause is how long a shape is left alone whose VM could not be
 	// made, and how often the pool looks whether it has too many.
 	standbyPause = 5 * time.Second
+
+	// standbyWait is the same for a shape without a snapshot yet.
+	standbyWait = 250 * time.Millisecond
 
 	// standbyShare is the part of the node's memory that VMs may take while
 	// they wait: one in so many.
@@ -158,7 +161,7 @@ func (p *pool) run(ctx context.Context) {
 		}
 		s, err := p.make(ctx, shape, d.request)
 		if s == nil {
-			p.postpone(d)
+			p.postpone(d, err)
 			if err != nil && ctx.Err() == nil {
 				p.a.cfg.Logger.Warn("a standby VM could not be made", "error", err)
 			}
@@ -213,7 +216,7 @@ func (p *pool) wanted() (*demand, nyx.Shape) {
 		used += int64(len(waiting)) * (shape.MemoryMiB + sandbox.VMOverheadMiB)
 	}
 	for shape, d := range p.asked {
-		if time.Since(d.failed) < standbyPause || len(p.ready[shape]) >= p.target(d) {
+		if time.Now().Before(d.notBefore) || len(p.ready[shape]) >= p.target(d) {
 			continue
 		}
 		if used+shape.MemoryMiB+sandbox.VMOverheadMiB <= p.a.cfg.Capacity.MemoryMiB/standbyShare {
@@ -246,10 +249,16 @@ func (p *pool) shrink() {
 	}
 }
 
-func (p *pool) postpone(d *demand) {
+// postpone leaves a shape alone for a while: a short one where its snapshot is
+// being made.
+func (p *pool) postpone(d *demand, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	d.failed = time.Now()
+	d.notBefore = time.Now().Add(standbyPause)
+	if err == nil {
+		d.notBefore = time.Now().Add(standbyWait)
+		time.AfterFunc(standbyWait, p.poke)
+	}
 }
 
 // add has one wait, until it is taken or ends by itself.

@@ -39,7 +39,7 @@ type Images interface {
 	DropSnapshot(s nyx.Shape) error
 }
 
-// Config is what a Maker is made of; all but Boot and Logger is required.
+// Config is what a Maker is made of; all but Boot, Logger and Passing is required.
 type Config struct {
 	Driver  tartarus.Driver
 	Images  Images
@@ -47,6 +47,11 @@ type Config struct {
 	Dir     string // for the VMs that are saved, this process's alone; made if it is not there
 	Boot    tartarus.BootPolicy
 	Logger  *slog.Logger // nil discards
+
+	// Passing, if not nil, is called before each named step, and with done
+	// after it has succeeded; what it returns becomes the step's error. Tests
+	// let steps fail and processes die with it.
+	Passing func(step string, of sandbox.ID, done bool) error
 }
 
 // Maker makes snapshots, one at a time. Make one with New.
@@ -198,9 +203,25 @@ func (m *Maker) finished(s nyx.Shape, err error) {
 
 // Make makes the snapshot of a shape, unless it is there.
 func (m *Maker) Make(ctx context.Context, s nyx.Shape) error {
-	return m.cfg.Images.MakeSnapshot(ctx, s, func(ctx context.Context, memory, state *os.File) error {
-		return m.take(ctx, s, &tartarus.SnapshotFiles{Memory: memory, State: state})
+	return m.pass("snapshot", "", func() error {
+		return m.cfg.Images.MakeSnapshot(ctx, s, func(ctx context.Context, memory, state *os.File) error {
+			return m.take(ctx, s, &tartarus.SnapshotFiles{Memory: memory, State: state})
+		})
 	})
+}
+
+// pass does a named step, of a VM or of none.
+func (m *Maker) pass(step string, of sandbox.ID, do func() error) error {
+	if m.cfg.Passing == nil {
+		return do()
+	}
+	if err := m.cfg.Passing(step, of, false); err != nil {
+		return err
+	}
+	if err := do(); err != nil {
+		return err
+	}
+	return m.cfg.Passing(step, of, true)
 }
 
 // take boots a VM, saves it and ends it.
@@ -230,16 +251,22 @@ func (m *Maker) take(ctx context.Context, s nyx.Shape, to *tartarus.SnapshotFile
 	}
 	defer held.Close()
 	defer lifeline.Close()
-	vm, _, err := tartarus.Boot(ctx, m.cfg.Driver, tartarus.Spec{
-		ID: id, Dir: vmDir, Kernel: bundle.Kernel, Initrd: bundle.Initrd, Cmdline: bundle.Cmdline, Root: root, Scratch: scratch,
-		VCPUs: s.VCPUs, MemoryMiB: s.MemoryMiB, Lifeline: lifeline, Save: to,
-	}, func(ctx context.Context, vm tartarus.VM) error {
-		return guestdial.Hello(ctx, guestdial.Config{Dial: vm.Dial, Logger: m.cfg.Logger})
-	}, m.cfg.Boot)
-	if err != nil {
+	var vm tartarus.VM
+	err = m.pass("snapshot boot", id, func() error {
+		vm, _, err = tartarus.Boot(ctx, m.cfg.Driver, tartarus.Spec{
+			ID: id, Dir: vmDir, Kernel: bundle.Kernel, Initrd: bundle.Initrd, Cmdline: bundle.Cmdline, Root: root, Scratch: scratch,
+			VCPUs: s.VCPUs, MemoryMiB: s.MemoryMiB, Lifeline: lifeline, Save: to,
+		}, func(ctx context.Context, vm tartarus.VM) error {
+			return guestdial.Hello(ctx, guestdial.Config{Dial: vm.Dial, Logger: m.cfg.Logger})
+		}, m.cfg.Boot)
+		return err
+	})
+	if err == nil {
+		err = m.pass("snapshot save", id, func() error { return vm.Save(ctx) })
+	}
+	if vm == nil {
 		return err
 	}
-	err = vm.Save(ctx)
 	kctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 	defer cancel()
 	return errors.Join(err, vm.Kill(kctx))
