@@ -16,16 +16,27 @@ const (
 const (
 	lowerFolder   = "/lower"
 	scratchFolder = "/scratch"
+	stageFolder   = "/stage"
 	rootFolder    = "/root.new"
 )
+
+// stage makes whatever a root needs that is the same for all sandboxes, before
+// any of them is known: what is done by then is part of a snapshot, and need
+// not be done by those that go on from it. Nothing of the template runs.
+func stage() error {
+	if err := mountAll([]mount{{"/dev/" + templateDevice, lowerFolder, "ext4", unix.MS_RDONLY | noDev, ""}}); err != nil {
+		return err
+	}
+	if err := unix.Mkdir(stageFolder, 0o755); err != nil {
+		return wrap("making "+stageFolder, err)
+	}
+	return mountCommands()
+}
 
 // makeRoot joins template and scratch, and makes that the root of init and of
 // all commands. The initramfs stays mounted below it, where nobody sees it.
 func makeRoot() error {
-	err := mountAll([]mount{
-		{"/dev/" + templateDevice, lowerFolder, "ext4", unix.MS_RDONLY | noDev, ""},
-		{"/dev/" + scratchDevice, scratchFolder, "ext4", noDev | unix.MS_NOATIME, "noinit_itable"},
-	})
+	err := mountAll([]mount{{"/dev/" + scratchDevice, scratchFolder, "ext4", noDev | unix.MS_NOATIME, "noinit_itable"}})
 	if err != nil {
 		return err
 	}
@@ -40,8 +51,10 @@ func makeRoot() error {
 	if err := mountAll([]mount{{"overlay", rootFolder, "overlay", noDev | unix.MS_NOATIME, data}}); err != nil {
 		return err
 	}
-	if err := mountCommands(); err != nil {
-		return err
+	for _, dir := range stagedFolders {
+		if err := mountAll([]mount{{stageFolder + dir, rootFolder + dir, "", unix.MS_MOVE, ""}}); err != nil {
+			return err
+		}
 	}
 	return switchRoot()
 }
@@ -49,16 +62,19 @@ func makeRoot() error {
 // commandMounts are what a command finds in its root. A template has the
 // folders; missing ones are made.
 var commandMounts = []mount{
-	{"proc", rootFolder + "/proc", "proc", noSuid | noDev | noExec, ""},
-	{"sysfs", rootFolder + "/sys", "sysfs", noSuid | noDev | noExec | unix.MS_RDONLY, ""},
-	{cgroupFolder, rootFolder + "/sys/fs/cgroup", "", unix.MS_BIND, ""},
-	{"", rootFolder + "/sys/fs/cgroup", "", unix.MS_REMOUNT | unix.MS_BIND | unix.MS_RDONLY | noSuid | noDev | noExec, ""},
-	{"dev", rootFolder + "/dev", "tmpfs", noSuid | noExec, "mode=755,size=64k,nr_inodes=256"},
-	{"devpts", rootFolder + "/dev/pts", "devpts", noSuid | noExec, "newinstance,ptmxmode=0666,mode=620,gid=5"},
-	{"shm", rootFolder + "/dev/shm", "tmpfs", noSuid | noDev, "mode=1777,size=50%"},
-	{"tmp", rootFolder + "/tmp", "tmpfs", noSuid | noDev, "mode=1777,size=50%"},
-	{"run", rootFolder + "/run", "tmpfs", noSuid | noDev, "mode=755,size=10%"},
+	{"proc", stageFolder + "/proc", "proc", noSuid | noDev | noExec, ""},
+	{"sysfs", stageFolder + "/sys", "sysfs", noSuid | noDev | noExec | unix.MS_RDONLY, ""},
+	{cgroupFolder, stageFolder + "/sys/fs/cgroup", "", unix.MS_BIND, ""},
+	{"", stageFolder + "/sys/fs/cgroup", "", unix.MS_REMOUNT | unix.MS_BIND | unix.MS_RDONLY | noSuid | noDev | noExec, ""},
+	{"dev", stageFolder + "/dev", "tmpfs", noSuid | noExec, "mode=755,size=64k,nr_inodes=256"},
+	{"devpts", stageFolder + "/dev/pts", "devpts", noSuid | noExec, "newinstance,ptmxmode=0666,mode=620,gid=5"},
+	{"shm", stageFolder + "/dev/shm", "tmpfs", noSuid | noDev, "mode=1777,size=50%"},
+	{"tmp", stageFolder + "/tmp", "tmpfs", noSuid | noDev, "mode=1777,size=50%"},
+	{"run", stageFolder + "/run", "tmpfs", noSuid | noDev, "mode=755,size=10%"},
 }
+
+// stagedFolders are those of commandMounts that the others are in.
+var stagedFolders = [...]string{"/proc", "/sys", "/dev", "/tmp", "/run"}
 
 // devices are the nodes of a command's /dev.
 var devices = []struct {
@@ -79,7 +95,7 @@ func mountCommands() error {
 			return err
 		}
 	}
-	dev := rootFolder + "/dev/"
+	dev := stageFolder + "/dev/"
 	for _, d := range devices {
 		if err := unix.Mknod(dev+d.name, unix.S_IFCHR|0o666, int(unix.Mkdev(d.major, d.minor))); err != nil {
 			return wrap("making /dev/"+d.name, err)

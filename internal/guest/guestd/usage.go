@@ -13,14 +13,12 @@ import (
 // file that a kernel does not have counts as 0.
 func (v *vm) Usage() guestwire.Usage {
 	var u guestwire.Usage
-	if v.box >= 0 {
-		u.MemoryPeak = v.number("memory.peak")
-		u.MemoryCurrent = v.number("memory.current")
-		u.Processes = v.number("pids.current")
-		u.CPUMicros = v.field("cpu.stat", "usage_usec")
-		u.OOMKills = v.field("memory.events", "oom_kill")
-		u.ForksRefused = v.field("pids.events", "max")
-	}
+	u.MemoryPeak = v.number("memory.peak")
+	u.MemoryCurrent = v.number("memory.current")
+	u.Processes = v.number("pids.current")
+	u.CPUMicros = v.field("cpu.stat", "usage_usec")
+	u.OOMKills = v.field("memory.events", "oom_kill")
+	u.ForksRefused = v.field("pids.events", "max")
 	if v.scratch != "" {
 		u.DiskWritten = diskWritten(v.scratch)
 		var st unix.Statfs_t

@@ -2,6 +2,7 @@ package guestd
 
 import (
 	"errors"
+	"slices"
 	"strconv"
 	"strings"
 	"unsafe"
@@ -13,8 +14,9 @@ import (
 
 // vm is the machine of a real guest.
 type vm struct {
-	cgroups int // the root of the cgroup tree
-	box     int // the cgroup of all commands; -1 until Setup
+	cgroups int   // the root of the cgroup tree
+	box     int   // the cgroup of all commands
+	staged  error // why there can be no root
 	scratch string
 	online  bool // the card is set up
 	reset   bool // its end is a reset
@@ -25,7 +27,24 @@ func newVM() (*vm, error) {
 	if err != nil {
 		return nil, wrap("opening the cgroup tree", err)
 	}
-	return &vm{cgroups: fd, box: -1, reset: mustReset()}, nil
+	v := &vm{cgroups: fd, reset: mustReset()}
+	if err := v.makeBox(); err != nil {
+		return nil, err
+	}
+	// A host that wants to know why there is no root asks for one.
+	if v.staged = stage(); v.staged == nil && asked(warmWord) {
+		readAhead(lowerFolder)
+	}
+	return v, nil
+}
+
+// warmWord on the kernel's command line says that this machine will be saved.
+const warmWord = "tartarus.warm"
+
+// asked reports whether a word is on the kernel's command line.
+func asked(word string) bool {
+	text, _ := readFile("/proc/cmdline", 1<<12)
+	return slices.Contains(strings.Fields(text), word)
 }
 
 // spare is what stays for init and the kernel of the memory that is available
@@ -49,15 +68,13 @@ func (v *vm) Setup(s *guestwire.Setup) error {
 			return wrap("setting the host name", err)
 		}
 	}
-	if v.box < 0 {
-		if err := v.makeBox(); err != nil {
-			return err
-		}
-	}
 	if err := v.limitBox(s); err != nil {
 		return err
 	}
 	if s.Root == guestwire.RootDisks && v.scratch == "" {
+		if v.staged != nil {
+			return v.staged
+		}
 		if err := makeRoot(); err != nil {
 			return err
 		}

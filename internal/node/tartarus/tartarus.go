@@ -80,7 +80,7 @@ type Spec struct {
 
 	// Restore, where Info says that it can, is a snapshot that the VM goes on
 	// from, instead of booting: made by this driver, in this version, for the
-	// same Machine and for a Spec that differs in nothing but ID, Dir,
+	// same Machine and for a Spec that differs in nothing but ID, Dir, Cmdline,
 	// Scratch, Lifeline, UID and GID. The scratch disk is of the same size and
 	// content as it was then. The files are open for reading, and nobody
 	// writes them any more; any number of VMs go on from them at once.

@@ -254,7 +254,7 @@ func (m *Maker) take(ctx context.Context, s nyx.Shape, to *tartarus.SnapshotFile
 	var vm tartarus.VM
 	err = m.pass("snapshot boot", id, func() error {
 		vm, _, err = tartarus.Boot(ctx, m.cfg.Driver, tartarus.Spec{
-			ID: id, Dir: vmDir, Kernel: bundle.Kernel, Initrd: bundle.Initrd, Cmdline: bundle.Cmdline, Root: root, Scratch: scratch,
+			ID: id, Dir: vmDir, Kernel: bundle.Kernel, Initrd: bundle.Initrd, Cmdline: strings.TrimSpace(bundle.Cmdline + " " + warmWord), Root: root, Scratch: scratch,
 			VCPUs: s.VCPUs, MemoryMiB: s.MemoryMiB, Lifeline: lifeline, Save: to,
 		}, func(ctx context.Context, vm tartarus.VM) error {
 			return guestdial.Hello(ctx, guestdial.Config{Dial: vm.Dial, Logger: m.cfg.Logger})
@@ -273,6 +273,9 @@ func (m *Maker) take(ctx context.Context, s nyx.Shape, to *tartarus.SnapshotFile
 }
 
 const vmFolder = "vm"
+
+// warmWord has a guest read the files of its template that commands read first.
+const warmWord = "tartarus.warm"
 
 // Sweep ends and removes what an earlier process left half made.
 func (m *Maker) Sweep(ctx context.Context) error {
