@@ -5,17 +5,16 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"strconv"
 	"sync"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/tartarus-vm/tartarus/internal/fault"
+	"github.com/tartarus-vm/tartarus/internal/node/tartarus/vmproc"
 )
 
 // A VM that will be saved has its memory in a file that QEMU shares with us,
@@ -122,7 +121,7 @@ func sealedCopy(from *os.File, size int64) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = copyData(to, from, size)
+	err = vmproc.CopySparse(to, from, size)
 	if err == nil {
 		_, err = unix.FcntlInt(to.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_SEAL|unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_WRITE)
 	}
@@ -130,32 +129,6 @@ func sealedCopy(from *os.File, size int64) (*os.File, error) {
 		return nil, errors.Join(fmt.Errorf("copying a snapshot's memory: %w", err), to.Close())
 	}
 	return to, nil
-}
-
-// copyData copies what a sparse file holds, to the same places.
-func copyData(to, from *os.File, size int64) error {
-	for at := int64(0); at < size; {
-		begin, err := unix.Seek(int(from.Fd()), at, unix.SEEK_DATA)
-		if errors.Is(err, syscall.ENXIO) {
-			return nil // nothing but a hole is left
-		}
-		if err != nil {
-			return os.NewSyscallError("seek", err)
-		}
-		end, err := unix.Seek(int(from.Fd()), begin, unix.SEEK_HOLE)
-		if err != nil {
-			return os.NewSyscallError("seek", err)
-		}
-		n, err := io.Copy(io.NewOffsetWriter(to, begin), io.NewSectionReader(from, begin, end-begin))
-		if err != nil {
-			return err
-		}
-		if n != end-begin {
-			return io.ErrUnexpectedEOF
-		}
-		at = end
-	}
-	return nil
 }
 
 // Save stops the vCPUs and writes Spec.Save.
@@ -184,11 +157,7 @@ func (v *vm) save(ctx context.Context) error {
 	if err := v.migrated(ctx); err != nil {
 		return err
 	}
-	size := v.spec.MemoryMiB << 20
-	if err := v.spec.Save.Memory.Truncate(size); err != nil {
-		return err
-	}
-	return copyData(v.spec.Save.Memory, v.memory, size)
+	return vmproc.CopySparse(v.spec.Save.Memory, v.memory, v.spec.MemoryMiB<<20)
 }
 
 // migrationPause is between two looks at a migration of some 60 kB.
