@@ -77,8 +77,8 @@ type Spec struct {
 	// Devices are device nodes that the VMM may open, such as /dev/kvm.
 	Devices []string
 
-	// Writable are files of the host that the VMM may read and write, at the
-	// same path: a disk of its own.
+	// Writable are files of the host that the VMM may read, write and cut, at
+	// the same path: a disk of its own.
 	Writable []string
 
 	// Sockets is "" or the working folder of a VMM that makes Unix sockets of

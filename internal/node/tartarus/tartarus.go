@@ -83,7 +83,9 @@ type Spec struct {
 	// same Machine and for a Spec that differs in nothing but ID, Dir, Cmdline,
 	// Scratch, Lifeline, UID and GID. The scratch disk is of the same size and
 	// content as it was then. The files are open for reading, and nobody
-	// writes them any more; any number of VMs go on from them at once.
+	// writes them any more; any number of VMs go on from them at once. They are
+	// readable for everyone (their folder need not be), and stay in their place
+	// until Start has returned: some VMMs open them by path.
 	Restore *SnapshotFiles
 
 	// UID and GID are what the VMM runs as where the agent may choose (as

@@ -27,10 +27,14 @@ func snapshotFiles(t *testing.T, dir string) *tartarus.SnapshotFiles {
 	return &tartarus.SnapshotFiles{Memory: open("memory"), State: open("state")}
 }
 
-// readOnly are the files of a snapshot for one VM that goes on from it.
+// readOnly are the files of a snapshot for one VM that goes on from it, as a
+// store of blobs has them.
 func readOnly(t *testing.T, of *tartarus.SnapshotFiles) *tartarus.SnapshotFiles {
 	t.Helper()
 	open := func(f *os.File) *os.File {
+		if err := f.Chmod(0o444); err != nil {
+			t.Fatal(err)
+		}
 		r, err := os.Open(f.Name())
 		if err != nil {
 			t.Fatal(err)

@@ -85,6 +85,7 @@ type Driver struct {
 	log       *slog.Logger
 	kind      vmproc.Kind
 	isolation sandbox.Isolation
+	machine   string   // "": unknown
 	extra     []string // arguments for Firecracker, in tests
 }
 
@@ -112,6 +113,7 @@ func New(ctx context.Context, cfg Config) (*Driver, error) {
 	if err := d.find(ctx); err != nil {
 		return nil, err
 	}
+	d.machine = machine("/proc/cpuinfo")
 	if err := tartarus.CheckKVM(d.cfg.device); err != nil {
 		return nil, err
 	}
@@ -187,8 +189,10 @@ func (d *Driver) Info() tartarus.Info {
 		Accelerator: accelerator,
 		Isolation:   d.isolation,
 		CanPause:    true,
+		CanSnapshot: d.machine != "",
 		CanNetwork:  d.jailer != "", // only root has namespaces with devices to give
 		CardByName:  true,
 		MaxVCPUs:    maxVCPUs,
+		Machine:     d.machine,
 	}
 }

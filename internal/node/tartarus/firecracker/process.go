@@ -19,6 +19,12 @@ const (
 	apiSocket   = "api.sock"
 	vsockSocket = "vsock.sock"
 	metricsPipe = "metrics"
+	kernelFile  = "kernel"
+	initrdFile  = "initrd"
+	rootFile    = "root.img"
+	scratchFile = "scratch.img"
+	memoryFile  = "memory" // of a snapshot
+	stateFile   = "state"
 	runFolder   = "run"
 )
 
@@ -46,11 +52,13 @@ func (d *Driver) launch(ctx context.Context, b boot, scratch *os.File, group *cg
 	if scratch != nil {
 		s.Hold = []*os.File{scratch}
 	}
-	if d.jailer != "" {
-		d.jailed(&s, b)
-		return launcher.Start(ctx, s)
+	files, err := d.files(b)
+	if err == nil && d.jailer != "" {
+		err = d.jailed(&s, b, files)
+	} else if err == nil {
+		err = d.bare(&s, b, files)
 	}
-	if err := d.bare(&s, b); err != nil {
+	if err != nil {
 		return nil, err
 	}
 	return launcher.Start(ctx, s)
@@ -61,13 +69,11 @@ func (d *Driver) arguments() []string {
 	return append([]string{"--api-sock", apiSocket, "--level", "Warn"}, d.extra...)
 }
 
-// bare has the launcher confine Firecracker, for an ordinary user.
-func (d *Driver) bare(s *launcher.Spec, b boot) error {
-	run := filepath.Join(b.spec.Dir, runFolder)
-	if err := os.RemoveAll(run); err != nil {
-		return fmt.Errorf("removing what was left: %w", err)
-	}
-	if err := os.Mkdir(run, 0o700); err != nil {
+// bare has the launcher confine Firecracker, for an ordinary user. It works in
+// runFolder, where links lead to the files that lie elsewhere.
+func (d *Driver) bare(s *launcher.Spec, b boot, files []launcher.JailFile) error {
+	run, err := d.makeRoom(b)
+	if err != nil {
 		return err
 	}
 	pipe := filepath.Join(run, metricsPipe)
@@ -80,9 +86,17 @@ func (d *Driver) bare(s *launcher.Spec, b boot) error {
 	s.Devices = []string{d.cfg.device}
 	s.Syscalls = syscalls
 	s.Require = append([]string{launcher.LayerPIDNS}, d.cfg.Require...)
-	if b.disks {
-		s.ReadOnly = []string{b.spec.Kernel, b.spec.Initrd, b.spec.Root}
-		s.Writable = append(s.Writable, b.spec.Scratch)
+	for _, f := range files {
+		if name := filepath.Join(run, f.Name); name != f.From {
+			if err := os.Symlink(f.From, name); err != nil {
+				return fmt.Errorf("naming the VM's files: %w", err)
+			}
+		}
+		if f.Writable {
+			s.Writable = append(s.Writable, f.From)
+		} else {
+			s.ReadOnly = append(s.ReadOnly, f.From)
+		}
 	}
 	return nil
 }
@@ -92,7 +106,12 @@ const jailSpare = 1 << 20
 
 // jailed has the jailer confine Firecracker, as root. Namespaces and cgroup
 // are the launcher's; the jailer finds itself in them.
-func (d *Driver) jailed(s *launcher.Spec, b boot) {
+func (d *Driver) jailed(s *launcher.Spec, b boot, files []launcher.JailFile) error {
+	if b.spec.Save != nil {
+		if _, err := d.makeRoom(b); err != nil {
+			return err
+		}
+	}
 	name := filepath.Base(d.binary)
 	s.Argv = append([]string{
 		d.jailer, "--id", b.id, "--exec-file", d.binary,
@@ -103,16 +122,10 @@ func (d *Driver) jailed(s *launcher.Spec, b boot) {
 	s.Jail = &launcher.Jail{
 		Root:  filepath.Join(name, b.id, "root"),
 		Bytes: d.bytes + jailSpare,
+		Files: files,
 		Fifos: []string{metricsPipe},
 	}
-	if b.disks {
-		s.Jail.Files = []launcher.JailFile{
-			{From: b.spec.Kernel, Name: "kernel"},
-			{From: b.spec.Initrd, Name: "initrd"},
-			{From: b.spec.Root, Name: "root.img"},
-			{From: b.spec.Scratch, Name: "scratch.img", Writable: true},
-		}
-	}
+	return nil
 }
 
 // syscalls are the system calls that Firecracker needs beyond

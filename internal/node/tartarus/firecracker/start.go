@@ -56,16 +56,20 @@ func (d *Driver) check(s tartarus.Spec) error {
 	if err := s.CheckFiles(); err != nil {
 		return err
 	}
-	if d.jailer == "" {
-		return nil
-	}
 	for _, f := range []struct{ field, path string }{{"kernel", s.Kernel}, {"initrd", s.Initrd}, {"root", s.Root}} {
-		const anybody = 0o004
-		if info, err := os.Stat(f.path); err == nil && info.Mode()&anybody == 0 {
+		if !d.readable(f.path) {
 			return fault.Invalid(f.field, "make it readable for everyone: chmod 0444", "the VMM's user cannot read the %s of the VM", f.field)
 		}
 	}
 	return nil
+}
+
+// readable reports whether the VMM's user may read a shared file, as far as
+// its mode says. An ordinary user's VMM is that user's.
+func (d *Driver) readable(path string) bool {
+	const anybody = 0o004
+	info, err := os.Stat(path)
+	return d.jailer == "" || err != nil || info.Mode()&anybody != 0
 }
 
 // start launches Firecracker and, if there are disks, has it boot. On an error
@@ -96,7 +100,11 @@ func (d *Driver) start(ctx context.Context, b boot) (_ *vm, err error) {
 	if scratch != nil {
 		defer scratch.Close() // the launcher holds a copy
 	}
-	if v.group, err = d.kind.Group(b.spec.Dir, b.id, b.spec.MemoryMiB, b.spec.VCPUs); err != nil {
+	memory := b.spec.MemoryMiB
+	if b.spec.Save != nil {
+		memory *= 2 // what it writes counts as its own, and may lie in memory too
+	}
+	if v.group, err = d.kind.Group(b.spec.Dir, b.id, memory, b.spec.VCPUs); err != nil {
 		return nil, err
 	}
 	if v.proc, err = d.launch(ctx, b, scratch, v.group); err != nil {
@@ -137,26 +145,38 @@ func (d *Driver) takeScratch(b boot) (_ *os.File, err error) {
 	return f, nil
 }
 
+// step is a part of what Firecracker is told.
+type step struct {
+	name string
+	do   func() error
+}
+
+func follow(steps []step) error {
+	for _, s := range steps {
+		if err := s.do(); err != nil {
+			return fmt.Errorf("%s: %w", s.name, err)
+		}
+	}
+	return nil
+}
+
 // configure tells a Firecracker what to run, and has it run it. The drives'
 // order is that of the guest's devices.
-func (v *vm) configure(ctx context.Context) error {
-	s, p := v.boot.spec, v.d.paths(v.boot)
-	steps := []struct {
-		name string
-		do   func() error
-	}{
+func (v *vm) configure(ctx context.Context) []step {
+	s := v.boot.spec
+	return []step{
 		{"sizing the machine", func() error {
 			return v.api.PutMachineConfig(ctx, fcapi.MachineConfig{VCPUs: s.VCPUs, MemoryMiB: s.MemoryMiB})
 		}},
 		{"naming the kernel", func() error {
-			return v.api.PutBootSource(ctx, fcapi.BootSource{Kernel: p.kernel, Initrd: p.initrd, Args: cmdline(s)})
+			return v.api.PutBootSource(ctx, fcapi.BootSource{Kernel: kernelFile, Initrd: initrdFile, Args: cmdline(s)})
 		}},
 		{"adding the root disk", func() error {
-			return v.api.PutDrive(ctx, fcapi.Drive{ID: "root", Path: p.root, ReadOnly: true, Engine: fcapi.EngineSync})
+			return v.api.PutDrive(ctx, fcapi.Drive{ID: "root", Path: rootFile, ReadOnly: true, Engine: fcapi.EngineSync})
 		}},
 		{"adding the scratch disk", func() error {
 			// It ends with the VM: the guest's flushes need not reach the disk.
-			return v.api.PutDrive(ctx, fcapi.Drive{ID: "scratch", Path: p.scratch, Cache: fcapi.CacheUnsafe, Engine: fcapi.EngineSync})
+			return v.api.PutDrive(ctx, fcapi.Drive{ID: "scratch", Path: scratchFile, Cache: fcapi.CacheUnsafe, Engine: fcapi.EngineSync})
 		}},
 		{"adding the network card", func() error {
 			if s.NIC == nil {
@@ -168,21 +188,23 @@ func (v *vm) configure(ctx context.Context) error {
 		{"adding the channel", func() error {
 			return v.api.PutVsock(ctx, fcapi.Vsock{CID: fcapi.GuestCID, Path: vsockSocket})
 		}},
-		{"adding metrics", func() error { return v.api.PutMetrics(ctx, fcapi.Metrics{Path: metricsPipe}) }},
-		{"limiting the console", func() error {
-			if !v.api.CanLimitSerial() {
-				return nil
-			}
-			return v.api.PutSerial(ctx, fcapi.Serial{Rate: &fcapi.TokenBucket{Size: consoleBurst, RefillMS: consoleRefillMS}})
-		}},
+		v.addMetrics(ctx),
+		v.limitConsole(ctx),
 		{"starting the guest", func() error { return v.api.Start(ctx) }},
 	}
-	for _, step := range steps {
-		if err := step.do(); err != nil {
-			return fmt.Errorf("%s: %w", step.name, err)
+}
+
+func (v *vm) addMetrics(ctx context.Context) step {
+	return step{"adding metrics", func() error { return v.api.PutMetrics(ctx, fcapi.Metrics{Path: metricsPipe}) }}
+}
+
+func (v *vm) limitConsole(ctx context.Context) step {
+	return step{"limiting the console", func() error {
+		if !v.api.CanLimitSerial() {
+			return nil
 		}
-	}
-	return nil
+		return v.api.PutSerial(ctx, fcapi.Serial{Rate: &fcapi.TokenBucket{Size: consoleBurst, RefillMS: consoleRefillMS}})
+	}}
 }
 
 // A guest's console may take consoleBurst bytes each consoleRefillMS: more
@@ -201,16 +223,6 @@ func cmdline(s tartarus.Spec) string {
 		words += " " + c
 	}
 	return words
-}
-
-// paths are the files of a VM as Firecracker sees them.
-type paths struct{ kernel, initrd, root, scratch string }
-
-func (d *Driver) paths(b boot) paths {
-	if d.jailer == "" {
-		return paths{b.spec.Kernel, b.spec.Initrd, b.spec.Root, b.spec.Scratch}
-	}
-	return paths{"/kernel", "/initrd", "/root.img", "/scratch.img"}
 }
 
 // withLastWords adds what Firecracker said to an error of its start.

@@ -12,7 +12,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/tartarus-vm/tartarus/internal/fault"
 	"github.com/tartarus-vm/tartarus/internal/node/cgroup"
 	"github.com/tartarus-vm/tartarus/internal/node/launcher"
 	"github.com/tartarus-vm/tartarus/internal/node/tartarus"
@@ -92,7 +91,7 @@ func (v *vm) attach(ctx context.Context) error {
 	return nil
 }
 
-// speak opens the API, and has the VM booted if there is one to boot.
+// speak opens the API, and has the VM booted or go on if there is one.
 func (v *vm) speak(ctx context.Context) error {
 	if err := v.awaitAPI(ctx); err != nil {
 		return err
@@ -108,7 +107,10 @@ func (v *vm) speak(ctx context.Context) error {
 	if !v.boot.disks {
 		return nil
 	}
-	return v.configure(ctx)
+	if v.boot.spec.Restore != nil {
+		return follow(v.goOn(ctx))
+	}
+	return follow(v.configure(ctx))
 }
 
 // awaitAPI waits until the API listens. Nothing tells when it does.
@@ -268,9 +270,4 @@ func (v *vm) end(ctx context.Context) error {
 // Firecracker ended.
 func (v *vm) remove(ctx context.Context) error {
 	return errors.Join(removeFiles(v.boot.spec.Dir), vmproc.DropGroup(ctx, v.boot.spec.Dir, v.group))
-}
-
-// Save implements tartarus.VM.
-func (v *vm) Save(context.Context) error {
-	return fault.New(fault.Unsupported, "this driver makes no snapshots yet")
 }

@@ -82,10 +82,13 @@ var calls = map[string]struct {
 		Drive{"root", "/r", true, true, CacheWriteback, EngineSync}, Drive{ID: "root", Path: "/r", Cache: CacheUnsafe}, Drive{ID: "root", Path: "/r"})},
 	"PutNetworkInterface": {"PUT /network-interfaces/{iface_id}", each((*Client).PutNetworkInterface,
 		NetworkInterface{"card", "tap0", "02:74:ac:10:00:02"}, NetworkInterface{ID: "card", Device: "tap0"})},
-	"PutEntropy":   {"PUT /entropy", []func(context.Context, *Client) error{ask((*Client).PutEntropy)}},
-	"PutVsock":     {"PUT /vsock", each((*Client).PutVsock, Vsock{GuestCID, "v"})},
-	"PutMetrics":   {"PUT /metrics", each((*Client).PutMetrics, Metrics{"m"})},
-	"PutSerial":    {"PUT /serial", each((*Client).PutSerial, Serial{&TokenBucket{1, 2, 3}}, Serial{})},
+	"PutEntropy":  {"PUT /entropy", []func(context.Context, *Client) error{ask((*Client).PutEntropy)}},
+	"PutVsock":    {"PUT /vsock", each((*Client).PutVsock, Vsock{GuestCID, "v"})},
+	"PutMetrics":  {"PUT /metrics", each((*Client).PutMetrics, Metrics{"m"})},
+	"PutSerial":   {"PUT /serial", each((*Client).PutSerial, Serial{&TokenBucket{1, 2, 3}}, Serial{})},
+	"PutSnapshot": {"PUT /snapshot/create", each((*Client).PutSnapshot, Snapshot{"m", "s", SnapshotFull})},
+	"LoadSnapshot": {"PUT /snapshot/load", each((*Client).LoadSnapshot,
+		SnapshotLoad{MemoryBackend{MemoryFile, "m"}, "s", true}, SnapshotLoad{Memory: MemoryBackend{MemoryFile, "m"}, State: "s"})},
 	"Start":        {"PUT /actions", []func(context.Context, *Client) error{ask((*Client).Start)}},
 	"FlushMetrics": {"PUT /actions", []func(context.Context, *Client) error{ask((*Client).FlushMetrics)}},
 	"Pause":        {"PATCH /vm", []func(context.Context, *Client) error{ask((*Client).Pause)}},
@@ -145,16 +148,19 @@ func TestConformance(t *testing.T) {
 // TestConformanceSees shows that the comparison finds what it is there for.
 func TestConformanceSees(t *testing.T) {
 	f := specifications(t)[0]
-	for _, c := range []struct{ body, complaint string }{
-		{`{"vcpu_count":1,"mem_size_mib":128}`, ""},
-		{`{"vcpus":1,"mem_size_mib":128}`, "vcpus is no field"},
-		{`{"mem_size_mib":128}`, "vcpu_count is required"},
-		{`{"vcpu_count":"1","mem_size_mib":128}`, "vcpu_count is a string"},
-		{`{"vcpu_count":1.5,"mem_size_mib":128}`, "vcpu_count is a number"},
-		{`{"vcpu_count":33,"mem_size_mib":128}`, "vcpu_count is out of bounds"},
-		{`{"vcpu_count":1,"mem_size_mib":128,"huge_pages":"4M"}`, "huge_pages is none of"},
+	for _, c := range []struct{ message, body, complaint string }{
+		{"MachineConfiguration", `{"vcpu_count":1,"mem_size_mib":128}`, ""},
+		{"MachineConfiguration", `{"vcpus":1,"mem_size_mib":128}`, "vcpus is no field"},
+		{"MachineConfiguration", `{"mem_size_mib":128}`, "vcpu_count is required"},
+		{"MachineConfiguration", `{"vcpu_count":"1","mem_size_mib":128}`, "vcpu_count is a string"},
+		{"MachineConfiguration", `{"vcpu_count":1.5,"mem_size_mib":128}`, "vcpu_count is a number"},
+		{"MachineConfiguration", `{"vcpu_count":33,"mem_size_mib":128}`, "vcpu_count is out of bounds"},
+		{"MachineConfiguration", `{"vcpu_count":1,"mem_size_mib":128,"huge_pages":"4M"}`, "huge_pages is none of"},
+		{"SnapshotLoadParams", `{"snapshot_path":"s","mem_backend":{"backend_type":"File","backend_path":"m"}}`, ""},
+		{"SnapshotLoadParams", `{"snapshot_path":"s","mem_backend":{"backend_type":"Disk","backend_path":"m"}}`, "backend_type is none of"},
+		{"SnapshotLoadParams", `{"snapshot_path":"s","clock_realtime":true}`, "clock_realtime is no field"}, // of this version
 	} {
-		got := strings.Join(f.check("MachineConfiguration", []byte(c.body)), "; ")
+		got := strings.Join(f.check(c.message, []byte(c.body)), "; ")
 		if c.complaint == "" && got != "" || !strings.Contains(got, c.complaint) {
 			t.Errorf("%s: %q", c.body, got)
 		}

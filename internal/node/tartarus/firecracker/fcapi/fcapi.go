@@ -22,7 +22,7 @@ import (
 )
 
 const (
-	callTimeout = 30 * time.Second // for one call where ctx allows more
+	callTimeout = 30 * time.Second // for one call where ctx allows more, but for one that writes the guest's memory
 	maxHeader   = 8 << 10          // bytes of an answer's header
 	maxBody     = 64 << 10         // bytes of an answer's body
 	maxFault    = 512              // bytes that are told of a fault_message
@@ -48,7 +48,6 @@ func New(dial Dial, v Version) *Client {
 			MaxResponseHeaderBytes: maxHeader,
 		},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-		Timeout:       callTimeout,
 	}}
 }
 
@@ -85,8 +84,16 @@ func (e *Error) Error() string {
 // ErrNotKnown says that this version of Firecracker has no such call.
 var ErrNotKnown = errors.New("this version of Firecracker does not know the call")
 
-// do makes one call. The answer is decoded into out, unless that is nil.
+// do makes one call that takes no longer than callTimeout. The answer is
+// decoded into out, unless that is nil.
 func (c *Client) do(ctx context.Context, e endpoint, id string, in, out any) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	return c.ask(ctx, e, id, in, out)
+}
+
+// ask is do without a bound of its own.
+func (c *Client) ask(ctx context.Context, e endpoint, id string, in, out any) error {
 	name := e.method + " " + e.path
 	if c.version.Before(e.since) {
 		return fmt.Errorf("%s: %w (it is %v, the call came with %v)", name, ErrNotKnown, c.version, e.since)

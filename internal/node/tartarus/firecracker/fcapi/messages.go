@@ -38,6 +38,8 @@ var (
 	putMetrics       = endpoint{http.MethodPut, "/metrics", Version{}, http.StatusNoContent}
 	putSerial        = endpoint{http.MethodPut, "/serial", Version{1, 16, 1}, http.StatusNoContent}
 	putActions       = endpoint{http.MethodPut, "/actions", Version{}, http.StatusNoContent}
+	putSnapshot      = endpoint{http.MethodPut, "/snapshot/create", Version{}, http.StatusNoContent}
+	loadSnapshot     = endpoint{http.MethodPut, "/snapshot/load", Version{}, http.StatusNoContent}
 	patchVM          = endpoint{http.MethodPatch, "/vm", Version{}, http.StatusNoContent}
 )
 
@@ -118,6 +120,41 @@ type TokenBucket struct {
 	RefillMS int64 `json:"refill_time"`
 	Burst    int64 `json:"one_time_burst,omitempty"`
 }
+
+// Snapshot is where a paused VM is written to: all of its memory, and the
+// state of CPUs and devices.
+type Snapshot struct {
+	Memory string       `json:"mem_file_path"`
+	State  string       `json:"snapshot_path"`
+	Type   SnapshotType `json:"snapshot_type"`
+}
+
+// SnapshotType says how much of the memory is written.
+type SnapshotType string
+
+// SnapshotFull is all of it.
+const SnapshotFull SnapshotType = "Full"
+
+// SnapshotLoad is what a VM goes on from. Later versions could also give its
+// socket another path, and its monotonic clock the time that has passed: the
+// first is not needed, and the second would have drivers differ.
+type SnapshotLoad struct {
+	Memory MemoryBackend `json:"mem_backend"`
+	State  string        `json:"snapshot_path"`
+	Resume bool          `json:"resume_vm"` // else the vCPUs stay stopped
+}
+
+// MemoryBackend is where the guest's memory comes from.
+type MemoryBackend struct {
+	Type MemoryBackendType `json:"backend_type"`
+	Path string            `json:"backend_path"`
+}
+
+// MemoryBackendType is the kind of a MemoryBackend.
+type MemoryBackendType string
+
+// MemoryFile is a file that is mapped privately, and must not change any more.
+const MemoryFile MemoryBackendType = "File"
 
 // action and state are the bodies of actions and changes of state.
 type (
@@ -210,6 +247,18 @@ func (c *Client) Pause(ctx context.Context) error {
 // Resume lets them go on.
 func (c *Client) Resume(ctx context.Context) error {
 	return c.do(ctx, patchVM, "", vmState{stateGoesOn}, nil)
+}
+
+// PutSnapshot writes a paused VM to files. It takes as long as the disk does:
+// ctx alone bounds it.
+func (c *Client) PutSnapshot(ctx context.Context, s Snapshot) error {
+	return c.ask(ctx, putSnapshot, "", s, nil)
+}
+
+// LoadSnapshot makes a VM of a snapshot, in a Firecracker that was told of
+// nothing but metrics and serial port. When it fails, Firecracker ends.
+func (c *Client) LoadSnapshot(ctx context.Context, s SnapshotLoad) error {
+	return c.do(ctx, loadSnapshot, "", s, nil)
 }
 
 // encode is in as JSON without the fields that v does not know.

@@ -123,7 +123,11 @@ type vmm struct {
 	paused  bool
 	guest   *guesttest.Guest // nil until it was started
 	paths   map[string]string
-	card    *card // nil without one
+
+	configured bool // told of something that a snapshot says too
+	state      state
+
+	card *card // nil without one
 }
 
 func run(what, number string) error {
@@ -143,7 +147,7 @@ func run(what, number string) error {
 	if err != nil {
 		return err
 	}
-	m := &vmm{what: what, number: number, paths: map[string]string{}}
+	m := &vmm{what: what, number: number, paths: map[string]string{}, state: state{Drives: map[string]string{}}}
 	m.changed = sync.NewCond(&m.mu)
 	return http.Serve(l, m)
 }
@@ -178,14 +182,21 @@ func (m *vmm) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	if err != nil {
 		refuse(w, err.Error())
+		if r.URL.Path == "/snapshot/load" { // it is of no use any more
+			_ = http.NewResponseController(w).Flush()
+			fmt.Fprintln(os.Stderr, "going on from a snapshot:", err)
+			os.Exit(1)
+		}
 		return
 	}
 	w.WriteHeader(http.StatusNoContent)
 }
 
 func refuse(w http.ResponseWriter, why string) {
+	text, _ := json.Marshal(map[string]string{"fault_message": why})
+	w.Header().Set("Content-Length", strconv.Itoa(len(text))) // whole, however soon the end comes
 	w.WriteHeader(http.StatusBadRequest)
-	_ = json.NewEncoder(w).Encode(map[string]string{"fault_message": why})
+	_, _ = w.Write(text)
 }
 
 // misbehave does so if it is this call's turn.
@@ -221,17 +232,30 @@ func (m *vmm) misbehave(w http.ResponseWriter, r *http.Request) bool {
 func (m *vmm) obey(call string, body map[string]any) error {
 	text := func(field string) string { s, _ := body[field].(string); return s }
 	switch call {
+	case "PUT /metrics", "PUT /snapshot/load":
+	default:
+		m.configured = true
+	}
+	switch call {
 	case "PUT /boot-source":
 		return errorsOf(readable(text("kernel_image_path")), readable(text("initrd_path")))
 	case "PUT /drives/root":
+		m.state.Drives["root"] = text("path_on_host")
 		return readable(text("path_on_host"))
 	case "PUT /drives/scratch":
-		f, err := os.OpenFile(text("path_on_host"), os.O_RDWR, 0)
-		if err != nil {
-			return err
+		m.state.Drives["scratch"] = text("path_on_host")
+		return writable(text("path_on_host"))
+	case "PUT /snapshot/create":
+		return m.save(text("mem_file_path"), text("snapshot_path"))
+	case "PUT /snapshot/load":
+		backend, _ := body["mem_backend"].(map[string]any)
+		path, _ := backend["backend_path"].(string)
+		if backend["backend_type"] != "File" || body["resume_vm"] != true {
+			return fmt.Errorf("nothing goes on from %v", body)
 		}
-		return f.Close()
+		return m.load(path, text("snapshot_path"))
 	case "PUT /vsock":
+		m.state.Vsock = text("uds_path")
 		l, err := net.Listen("unix", text("uds_path"))
 		if err != nil {
 			return err
@@ -248,7 +272,10 @@ func (m *vmm) obey(call string, body map[string]any) error {
 		defer m.mu.Unlock()
 		m.paused = text("state") == "Paused"
 		m.changed.Broadcast()
-	case "PUT /machine-config", "PUT /entropy":
+	case "PUT /machine-config":
+		size, _ := body["mem_size_mib"].(float64)
+		m.state.MemoryMiB = int64(size)
+	case "PUT /entropy":
 	default:
 		return fmt.Errorf("there is no %s", call)
 	}
@@ -273,17 +300,30 @@ func readable(path string) error {
 	return errorsOf(err, f.Close())
 }
 
+func writable(path string) error {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}
+
+// begin lets the guest run.
+func (m *vmm) begin() {
+	m.mu.Lock()
+	m.guest = guesttest.New(guesttest.Config{Run: command, Setup: m.setup})
+	m.mu.Unlock()
+	go func() {
+		<-m.guest.Done()
+		os.Exit(0)
+	}()
+	work()
+}
+
 func (m *vmm) act(what string) error {
 	switch what {
 	case "InstanceStart":
-		m.mu.Lock()
-		m.guest = guesttest.New(guesttest.Config{Run: command, Setup: m.setup})
-		m.mu.Unlock()
-		go func() {
-			<-m.guest.Done()
-			os.Exit(0)
-		}()
-		work()
+		m.begin()
 		if m.what == "swap" {
 			reach(filepath.Join(canary(), "api.sock"), "@"+canary())
 			swap("api.sock", "vsock.sock", "metrics")
@@ -355,19 +395,26 @@ func command(p *guesttest.Process) int {
 	return 0
 }
 
-// serve is the socket device.
-func (m *vmm) serve(l net.Listener) {
+// serve is the socket device: first are how it treats its first streams.
+func (m *vmm) serve(l net.Listener, first ...int) {
 	for {
 		c, err := l.Accept()
 		if err != nil {
 			return
 		}
-		go m.stream(c)
+		how := serveIt
+		if len(first) > 0 {
+			how, first = first[0], first[1:]
+		}
+		go m.stream(c, how)
 	}
 }
 
-func (m *vmm) stream(c net.Conn) {
+func (m *vmm) stream(c net.Conn, how int) {
 	defer c.Close()
+	if how == closeAtOnce {
+		return
+	}
 	line := make([]byte, 64)
 	n, err := c.Read(line)
 	if err != nil || string(line[:n]) != "CONNECT 1024\n" {
@@ -384,7 +431,7 @@ func (m *vmm) stream(c net.Conn) {
 		return
 	}
 	defer guest.Close()
-	if _, err := c.Write([]byte("OK 1073741824\n")); err != nil {
+	if _, err := c.Write([]byte("OK 1073741824\n")); err != nil || how == closeAnswered {
 		return
 	}
 	done := make(chan struct{}, 2)
