@@ -13,8 +13,8 @@ import (
 	"github.com/tartarus-vm/tartarus/internal/node/tartarus"
 )
 
-// snapshotFiles are empty files for a snapshot.
-func snapshotFiles(t *testing.T, dir string) *tartarus.SnapshotFiles {
+// EmptySnapshot is where a VM can be saved to: files in dir.
+func EmptySnapshot(t *testing.T, dir string) *tartarus.SnapshotFiles {
 	t.Helper()
 	open := func(name string) *os.File {
 		f, err := os.OpenFile(filepath.Join(dir, name), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
@@ -27,9 +27,9 @@ func snapshotFiles(t *testing.T, dir string) *tartarus.SnapshotFiles {
 	return &tartarus.SnapshotFiles{Memory: open("memory"), State: open("state")}
 }
 
-// readOnly are the files of a snapshot for one VM that goes on from it, as a
-// store of blobs has them.
-func readOnly(t *testing.T, of *tartarus.SnapshotFiles) *tartarus.SnapshotFiles {
+// Stored is a snapshot for one VM that goes on from it, as a store of blobs has
+// its files.
+func Stored(t *testing.T, of *tartarus.SnapshotFiles) *tartarus.SnapshotFiles {
 	t.Helper()
 	open := func(f *os.File) *os.File {
 		if err := f.Chmod(0o444); err != nil {
@@ -49,7 +49,7 @@ func readOnly(t *testing.T, of *tartarus.SnapshotFiles) *tartarus.SnapshotFiles 
 func (k *kit) save(t *testing.T, dir string) *tartarus.SnapshotFiles {
 	t.Helper()
 	s := k.spec(t)
-	s.Save = snapshotFiles(t, dir)
+	s.Save = EmptySnapshot(t, dir)
 	vm, _, err := tartarus.Boot(k.ctx(t), k.driver, s, func(ctx context.Context, vm tartarus.VM) error {
 		return guestdial.Hello(ctx, guestdial.Config{Dial: vm.Dial})
 	}, tartarus.BootPolicy{})
@@ -69,7 +69,7 @@ func (k *kit) save(t *testing.T, dir string) *tartarus.SnapshotFiles {
 func (k *kit) resume(t *testing.T, from *tartarus.SnapshotFiles) (tartarus.VM, *guestdial.Session) {
 	t.Helper()
 	s := k.spec(t)
-	s.Restore = readOnly(t, from)
+	s.Restore = Stored(t, from)
 	began := time.Now()
 	vm, err := k.driver.Start(k.ctx(t), s)
 	if err != nil {
@@ -99,7 +99,7 @@ func (k *kit) resume(t *testing.T, from *tartarus.SnapshotFiles) (tartarus.VM, *
 func snapshots(t *testing.T, k *kit) {
 	if !k.driver.Info().CanSnapshot {
 		s := k.spec(t)
-		s.Save = snapshotFiles(t, t.TempDir())
+		s.Save = EmptySnapshot(t, t.TempDir())
 		if vm, err := k.driver.Start(k.ctx(t), s); err == nil {
 			k.kill(t, vm)
 			t.Error("a driver that makes no snapshots began one")
@@ -143,21 +143,27 @@ func contents(t *testing.T, f *os.File) []byte {
 // to; it never waits for ever, and nothing is left of it.
 func damagedSnapshot(t *testing.T, k *kit, from *tartarus.SnapshotFiles) {
 	state := contents(t, from.State)
-	for name, bad := range map[string][]byte{
-		"empty": {}, "noise": bytes.Repeat([]byte{0x5a}, len(state)), "half": state[:len(state)/2],
+	size := k.spec(t).MemoryMiB << 20
+	for name, c := range map[string]struct {
+		state  []byte
+		memory int64
+	}{
+		"empty": {[]byte{}, size}, "noise": {bytes.Repeat([]byte{0x5a}, len(state)), size}, "half": {state[:len(state)/2], size},
+		"short memory": {state, size / 2}, "no memory": {state, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
-			files := snapshotFiles(t, t.TempDir())
-			if _, err := files.State.Write(bad); err != nil {
+			files := EmptySnapshot(t, t.TempDir())
+			if _, err := files.State.Write(c.state); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := io.Copy(files.Memory, readOnly(t, from).Memory); err != nil {
+			if _, err := io.CopyN(files.Memory, Stored(t, from).Memory, c.memory); err != nil {
 				t.Fatal(err)
 			}
 			s := k.spec(t)
-			s.Restore = readOnly(t, files)
+			s.Restore = Stored(t, files)
 			vm, err := k.driver.Start(k.ctx(t), s)
 			if err != nil {
+				t.Log(err)
 				return
 			}
 			defer k.kill(t, vm)

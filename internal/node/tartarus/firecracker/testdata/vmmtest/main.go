@@ -10,6 +10,8 @@
 //	garbage-N     answers with what is no answer
 //	swap          once it runs, calls sockets of the host, and puts links in the
 //	              place of its own and of its pipe
+//	short-memory  writes less of a snapshot than there is
+//	long-state    writes more of it than there can be
 //	is-VERSION    is another version, jail-VERSION is one with another jailer
 //	lies-VERSION  is another version only to the API
 package main
