@@ -49,8 +49,8 @@ var checks = []check{
 			cat /root/out /root/err; [ $status = 3 ] && grep -qx out /root/out && grep -q 'qemu .* kvm' /root/err`),
 	},
 	{
-		name: "firecracker", pkg: "internal/node/tartarus/firecracker", argv: []string{"-test.run=^TestLab(Driver|Confined|Metrics)$"}, limit: 4 * time.Minute,
-		must: []string{"TestLabDriver", "TestLabConfined", "TestLabMetrics"},
+		name: "firecracker", pkg: "internal/node/tartarus/firecracker", argv: []string{"-test.run=^TestLab(Driver|Confined|Restored|Metrics)$"}, limit: 4 * time.Minute,
+		must: []string{"TestLabDriver", "TestLabConfined", "TestLabRestored", "TestLabMetrics"},
 	},
 	{
 		name: "user", full: true, pkg: "internal/node/tartarus/firecracker", argv: []string{"-test.run=^TestLabUser$"}, limit: 4 * time.Minute,

@@ -15,10 +15,13 @@ import (
 	"time"
 
 	"github.com/oklog/ulid/v2"
+	"golang.org/x/sys/unix"
 
+	"github.com/tartarus-vm/tartarus/internal/guest/guestdial"
 	"github.com/tartarus-vm/tartarus/internal/node/cgroup"
 	"github.com/tartarus-vm/tartarus/internal/node/launcher"
 	"github.com/tartarus-vm/tartarus/internal/node/tartarus"
+	"github.com/tartarus-vm/tartarus/internal/node/tartarus/drivertest"
 	"github.com/tartarus-vm/tartarus/internal/sandbox"
 )
 
@@ -58,7 +61,51 @@ func TestLabConfined(t *testing.T) {
 	s := newSpec(t)
 	realGuest(t).fill(t, &s)
 	s.UID, s.GID = 54321, 54322
+	confined(t, d, started(t, d, s), []string{"initrd", "kernel"})
+}
+
+// TestLabRestored looks at one that is saved, and at one that goes on from it:
+// they are confined as any other. The first has two files of its own to write,
+// of which nothing is left.
+func TestLabRestored(t *testing.T) {
+	d := withGroups(t, Config{Binary: labBinary})
+	if i := d.Info(); !i.CanSnapshot || !strings.Contains(i.Machine, "vendor_id=") {
+		t.Fatalf("%+v", i)
+	}
+	s := newSpec(t)
+	realGuest(t).fill(t, &s)
+	s.UID, s.GID = 54321, 54322
+	s.Save = drivertest.EmptySnapshot(t, t.TempDir())
 	v := started(t, d, s)
+	ctx, cancel := context.WithTimeout(t.Context(), labTimeout)
+	defer cancel()
+	if err := guestdial.Hello(ctx, guestdial.Config{Dial: v.Dial}); err != nil {
+		t.Fatal(err)
+	}
+	confined(t, d, v, []string{"initrd", "kernel", "memory", "state"}, "memory", "state")
+	if err := errors.Join(v.Save(ctx), v.Kill(ctx)); err != nil {
+		t.Fatal(err)
+	}
+	clean(t, s)
+	var st unix.Stat_t
+	if err := unix.Fstat(int(s.Save.Memory.Fd()), &st); err != nil || st.Size != 128<<20 || st.Blocks*512 > st.Size*3/4 {
+		t.Errorf("%d of %d bytes of the memory were written (%v)", st.Blocks*512, st.Size, err)
+	}
+	t.Logf("%d MiB of the memory were written", st.Blocks*512>>20)
+
+	r := newSpec(t)
+	realGuest(t).fill(t, &r)
+	r.UID, r.GID = 54323, 54324
+	r.Restore = drivertest.Stored(t, s.Save)
+	confined(t, d, started(t, d, r), []string{"memory", "state"})
+}
+
+// confined compares what records say of a VM with what the kernel does. files
+// are in its jail beside what all have there, and writable are those of them
+// that are not read-only.
+func confined(t *testing.T, d *Driver, v *vm, files []string, writable ...string) {
+	t.Helper()
+	s := v.boot.spec
 	is := v.Isolation()
 	if !slices.Equal(slices.Sorted(slices.Values(is.Confinement)), slices.Sorted(slices.Values(d.Info().Isolation.Confinement))) {
 		t.Errorf("Info promises %v, the VM has %v", d.Info().Isolation.Confinement, is.Confinement)
@@ -79,8 +126,10 @@ func TestLabConfined(t *testing.T) {
 	status := read(t, proc+"/status")
 	lines := []string{"NoNewPrivs:\t1", "CapEff:\t0000000000000000", "CapPrm:\t0000000000000000"}
 	if os.Getuid() == 0 {
-		lines = append(lines, "Uid:\t54321\t54321\t54321\t54321", "Gid:\t54322\t54322\t54322\t54322")
-		jailOf(t, proc, v)
+		for what, id := range map[string]int{"Uid": s.UID, "Gid": s.GID} {
+			lines = append(lines, what+":"+strings.Repeat("\t"+strconv.Itoa(id), 4))
+		}
+		jailOf(t, proc, v, files, writable)
 		limitsOf(t, proc, d, s)
 	}
 	for _, want := range lines {
@@ -107,7 +156,7 @@ func TestLabConfined(t *testing.T) {
 }
 
 // jailOf: its root holds its own files and nothing of the host's.
-func jailOf(t *testing.T, proc string, v *vm) {
+func jailOf(t *testing.T, proc string, v *vm, files, writable []string) {
 	t.Helper()
 	entries, err := os.ReadDir(proc + "/root")
 	if err != nil {
@@ -117,14 +166,16 @@ func jailOf(t *testing.T, proc string, v *vm) {
 	for _, e := range entries {
 		names = append(names, e.Name())
 	}
-	want := []string{"api.sock", "dev", "firecracker", "firecracker.pid", "initrd", "kernel", "metrics", "root.img", "run", "scratch.img", "vsock.sock"}
+	want := append([]string{"api.sock", "dev", "firecracker", "firecracker.pid", "metrics", "root.img", "run", "scratch.img", "vsock.sock"}, files...)
+	slices.Sort(want)
 	if !slices.Equal(names, want) {
 		t.Errorf("the jail holds %v", names)
 	}
 	for line := range strings.Lines(read(t, proc+"/mountinfo")) {
 		f := strings.Fields(line)
 		readOnly := strings.Contains(f[5], "ro")
-		if own := f[4] == "/" || f[4] == "/scratch.img"; own == readOnly {
+		own := f[4] == "/" || f[4] == "/scratch.img" || slices.Contains(writable, strings.TrimPrefix(f[4], "/"))
+		if own == readOnly {
 			t.Errorf("mount %s", line)
 		}
 		if f[4] != "/" && (!strings.Contains(f[5], "nosuid") || !strings.Contains(f[5], "nodev")) {
@@ -139,6 +190,10 @@ func jailOf(t *testing.T, proc string, v *vm) {
 // limitsOf: it is in its cgroup, whose limits are as asked for.
 func limitsOf(t *testing.T, proc string, d *Driver, s tartarus.Spec) {
 	t.Helper()
+	memory := s.MemoryMiB
+	if s.Save != nil {
+		memory *= 2
+	}
 	text := read(t, proc+"/cgroup")
 	if !strings.Contains(text, "/"+string(s.ID)+"\n") {
 		t.Errorf("it is in the cgroups\n%s", text)
@@ -149,7 +204,7 @@ func limitsOf(t *testing.T, proc string, d *Driver, s tartarus.Spec) {
 	_, path, _ := strings.Cut(strings.TrimSpace(text), "::")
 	dir := "/sys/fs/cgroup" + path
 	for file, want := range map[string]string{
-		"memory.max": strconv.FormatInt((s.MemoryMiB+sandbox.VMOverheadMiB)<<20, 10),
+		"memory.max": strconv.FormatInt((memory+sandbox.VMOverheadMiB)<<20, 10),
 		"cpu.max":    "150000 100000",
 		"pids.max":   strconv.Itoa(vmmThreads),
 	} {
@@ -224,13 +279,14 @@ func TestLabUser(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 2*labTimeout)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, filepath.Join(dir, "test"), "-test.run=^(TestLabDriver|TestLabConfined|TestLabMetrics)$", "-test.v")
+	cmd := exec.CommandContext(ctx, filepath.Join(dir, "test"), "-test.run=^(TestLabDriver|TestLabConfined|TestLabRestored|TestLabMetrics)$", "-test.v")
 	cmd.Dir = dir
 	cmd.Env = []string{labVar + "=1", "HOME=" + dir, "TMPDIR=" + filepath.Join(dir, "tmp"), guestVar + "=" + dir}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}, Pdeathsig: syscall.SIGKILL}
 	cmd.WaitDelay = 10 * time.Second
 	out, err := cmd.CombinedOutput()
-	if err != nil || !bytes.Contains(out, []byte("--- PASS: TestLabDriver/GuestsEnd")) || !bytes.Contains(out, []byte("--- PASS: TestLabConfined")) {
+	if err != nil || !bytes.Contains(out, []byte("--- PASS: TestLabDriver/GuestsEnd")) || !bytes.Contains(out, []byte("--- PASS: TestLabConfined")) ||
+		!bytes.Contains(out, []byte("--- PASS: TestLabRestored")) {
 		t.Errorf("%v:\n%s", err, out)
 	}
 }
