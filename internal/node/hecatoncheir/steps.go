@@ -219,9 +219,10 @@ type running struct {
 	guest Guest
 }
 
-// restorePolicy is for a VM that goes on from a snapshot: what it has to do
-// before it answers takes a hundredth of a boot, and a boot is what comes next.
-var restorePolicy = tartarus.BootPolicy{Attempts: 1, Timeout: 5 * time.Second, CPU: 5 * time.Second}
+// restorePolicy is for a VM that goes on from a snapshot: it answers within
+// some hundredths of a second, on a busy host within seconds, and a boot is
+// what comes next.
+var restorePolicy = tartarus.BootPolicy{Attempts: 1, Timeout: 15 * time.Second, CPU: 10 * time.Second}
 
 // goOn starts the VM from the snapshot of its shape; nil without an error
 // where there is none, or none that it can go on from.
