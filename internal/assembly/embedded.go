@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -56,8 +55,9 @@ type Config struct {
 	AllowTCG bool // callers beyond loopback are served without KVM, too
 
 	// Local is everything for one command: a folder and lock of its own, no
-	// socket, and VMs that end with this process.
-	Local bool
+	// socket unless Socket is set, and VMs that end with this process.
+	Local  bool
+	Socket bool
 
 	// AuditSinks keep checkpoints of the audit log, as mnemosyne.OpenSink reads
 	// them.
@@ -81,6 +81,13 @@ type Config struct {
 	// fakes with it.
 	Host *Host
 
+	// Capacity is what the node gives to sandboxes; this machine's if zero.
+	Capacity sandbox.Capacity
+
+	// Beside is how many user IDs for VMMs are left to who starts VMs beside
+	// the node (embedded.beside). With some, a Local has as many others as an up.
+	Beside int
+
 	Logger *slog.Logger // nil: none
 }
 
@@ -93,11 +100,25 @@ type Running struct {
 
 // Run puts an embedded Tartarus together, calls ready when it answers, and
 // runs it until ctx ends.
-func Run(ctx context.Context, cfg Config, ready func(Running)) (err error) {
+func Run(ctx context.Context, cfg Config, ready func(Running)) error {
+	return newEmbedded(cfg).run(ctx, func(e *embedded) {
+		if ready != nil {
+			ready(Running{Addresses: e.addresses, Dial: e.api.DialContext, StateDir: e.paths.root})
+		}
+	})
+}
+
+func newEmbedded(cfg Config) *embedded {
 	e := &embedded{cfg: cfg, log: cfg.Logger}
 	if e.log == nil {
 		e.log = slog.New(slog.DiscardHandler)
 	}
+	return e
+}
+
+// run is Run's work.
+func (e *embedded) run(ctx context.Context, ready func(*embedded)) (err error) {
+	cfg := e.cfg
 	defer func() { err = errors.Join(err, e.close()) }()
 	host := []func(context.Context) error{e.detectNetwork, e.openImages, e.chooseDriver}
 	if cfg.Host != nil {
@@ -109,11 +130,7 @@ func Run(ctx context.Context, cfg Config, ready func(Running)) (err error) {
 			return err
 		}
 	}
-	return runner.Run(ctx, func() {
-		if ready != nil {
-			ready(Running{Addresses: e.addresses, Dial: e.api.DialContext, StateDir: e.paths.root})
-		}
-	}, e.services...)
+	return runner.Run(ctx, func() { ready(e) }, e.services...)
 }
 
 // embedded is an embedded Tartarus while it is put together.
@@ -136,7 +153,8 @@ type embedded struct {
 	api       *bufconn.Listener // the API, for this process itself
 	addresses []string
 	cert      *olympus.Certificate  // nil without TLS
-	uids      hecatoncheir.UIDRange // none as an ordinary user
+	uids      hecatoncheir.UIDRange // of the node's VMMs; none as an ordinary user
+	beside    hecatoncheir.UIDRange // of VMMs beside the node
 	metrics   *prometheus.Registry
 	tracer    *tracing.Tracer // nil: no traces
 	census    *census.Census
@@ -172,10 +190,16 @@ func (e *embedded) openFolders(context.Context) error {
 }
 
 func (e *embedded) openHome() error {
-	e.home = e.paths.up()
 	if e.cfg.Local {
-		e.home = home{filepath.Join(e.paths.locals(), newULID())}
+		h, remove, err := e.paths.newLocal()
+		if err != nil {
+			return err
+		}
+		e.home = h
+		e.later(remove)
+		return nil
 	}
+	e.home = e.paths.up()
 	if err := privateDir(e.home.root); err != nil {
 		return err
 	}
@@ -188,10 +212,6 @@ func (e *embedded) openHome() error {
 		return err
 	}
 	e.later(lock.Close)
-	if e.cfg.Local {
-		// While the lock is still held: nobody else sweeps what goes away here.
-		e.later(func() error { return os.RemoveAll(e.home.root) })
-	}
 	return nil
 }
 
@@ -337,8 +357,8 @@ func (e *embedded) newAgent(w *wire) (*hecatoncheir.Agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	if h := e.cfg.Host; h != nil && h.Capacity != (sandbox.Capacity{}) {
-		capacity = h.Capacity
+	if e.cfg.Capacity != (sandbox.Capacity{}) {
+		capacity = e.cfg.Capacity
 	}
 	scratch, err := lethe.Open(lethe.Config{Dir: e.paths.lethe(), Log: e.log})
 	if err != nil {
@@ -379,7 +399,7 @@ func (e *embedded) newAgent(w *wire) (*hecatoncheir.Agent, error) {
 
 func (e *embedded) newServer(reg *hades.Registry) (*olympus.Server, error) {
 	adm, err := olympus.NewAdmission(olympus.AdmissionConfig{
-		Policies: e.policies, Lookup: lookup{e.images}, Bench: bench(), Key: e.key, Box: e.box, Ledger: e.census.Audited(e.book), Tracer: e.tracer,
+		Policies: e.policies, Lookup: lookup{e.images}, Bench: judgeBench(), Key: e.key, Box: e.box, Ledger: e.census.Audited(e.book), Tracer: e.tracer,
 		Contracts: styx.Check, // else they would wait for a node that there cannot be
 	})
 	if err != nil {
@@ -413,7 +433,7 @@ func (e *embedded) serve(server *olympus.Server) runner.Service {
 	return runner.Service{
 		Name: "API server",
 		Start: func(ctx context.Context) error {
-			if e.cfg.Local {
+			if e.cfg.Local && !e.cfg.Socket {
 				return nil
 			}
 			l, err := olympus.ListenUnix(ctx, e.home.socket())

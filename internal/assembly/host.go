@@ -6,15 +6,13 @@ import (
 
 	"github.com/tartarus-vm/tartarus/internal/node/nyx"
 	"github.com/tartarus-vm/tartarus/internal/node/tartarus"
-	"github.com/tartarus-vm/tartarus/internal/sandbox"
 )
 
-// Host stands for the machine that an up is on: its VMs, its kernel, its room.
-// All else of such an up is real.
+// Host stands for the machine that an up is on: its VMs and its kernel. All
+// else of such an up is real.
 type Host struct {
-	Driver   tartarus.Driver
-	Kernel   string           // file, of the guest bundle
-	Capacity sandbox.Capacity // this machine's if zero
+	Driver tartarus.Driver
+	Kernel string // file, of the guest bundle
 }
 
 // standInTemplate is the template that a stood-in host has.

@@ -59,6 +59,10 @@ func Inside() cli.Inside {
 			r, err := tryPolicy(ctx, path)
 			return r, explain(err)
 		},
+		Bench: func(ctx context.Context, o cli.BenchOptions) (cli.BenchReport, error) {
+			r, err := runBench(ctx, o)
+			return r, explain(err)
+		},
 		Sockets: sockets,
 	}
 }

@@ -18,9 +18,9 @@ import (
 	"github.com/tartarus-vm/tartarus/internal/sandbox"
 )
 
-// bench is the judges in their order. Aeacus has no vote: he writes down what
+// judgeBench is the judges in their order. Aeacus has no vote: he writes down what
 // the others said.
-func bench() *judges.Bench { return judges.New(minos.Minos{}, rhadamanthus.Rhadamanthus{}) }
+func judgeBench() *judges.Bench { return judges.New(minos.Minos{}, rhadamanthus.Rhadamanthus{}) }
 
 // lookup is what themis asks of nyx.
 type lookup struct{ images *nyx.Store }

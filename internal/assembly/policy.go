@@ -20,7 +20,7 @@ func checkPolicy(path string) (cli.PolicySummary, error) {
 
 // tryPolicy tries the cases of a file on the bench that an up has.
 func tryPolicy(ctx context.Context, path string) (cli.PolicyReport, error) {
-	r, err := rehearsal.Stage{API: olympus.Form{}, Bench: bench()}.Run(ctx, path)
+	r, err := rehearsal.Stage{API: olympus.Form{}, Bench: judgeBench()}.Run(ctx, path)
 	if err != nil {
 		return cli.PolicyReport{}, err
 	}

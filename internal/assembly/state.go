@@ -53,6 +53,21 @@ func (h home) logs() string   { return filepath.Join(h.root, "logs") }
 func (h home) run() string    { return filepath.Join(h.root, "run") }
 func (h home) socket() string { return filepath.Join(h.run(), "api.sock") }
 
+// newLocal makes the home of one command, locked. remove takes it away; should
+// this process die before, whoever comes next sweeps it.
+func (p paths) newLocal() (_ home, remove func() error, err error) {
+	h := home{filepath.Join(p.locals(), newULID())}
+	if err := privateDir(h.root); err != nil {
+		return home{}, nil, err
+	}
+	lock, err := tryLock(h.lock())
+	if err != nil {
+		return home{}, nil, err
+	}
+	// The lock is held until the end: nobody else sweeps what goes away here.
+	return h, func() error { return errors.Join(os.RemoveAll(h.root), lock.Close()) }, nil
+}
+
 // DefaultState is the state folder of this user.
 func DefaultState(uid int, getenv func(string) string) (string, error) {
 	if dir := getenv("TARTARUS_STATE"); dir != "" {

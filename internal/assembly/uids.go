@@ -64,14 +64,18 @@ func (e *embedded) takeUIDs() error {
 	if err != nil || os.Geteuid() != 0 {
 		return err
 	}
-	for _, block := range blocks(all, e.cfg.Local) {
+	for _, block := range blocks(all, e.cfg.Local && e.cfg.Beside == 0) {
+		if block.Count <= e.cfg.Beside {
+			return fault.Invalid("vmm-uids", fmt.Sprintf("leave it at %s", uidsDefault), "this range of user IDs is too small for what shall run at once")
+		}
 		lock, err := hostlock.Try(filepath.Join(hostlock.Dir, fmt.Sprintf(uidLockNames, block.First)))
 		if err != nil {
 			return err
 		}
 		if lock != nil {
 			e.later(lock.Drop)
-			e.uids = block
+			e.uids = hecatoncheir.UIDRange{First: block.First, Count: block.Count - e.cfg.Beside}
+			e.beside = hecatoncheir.UIDRange{First: block.First + e.uids.Count, Count: e.cfg.Beside}
 			e.sweepUIDs()
 			return nil
 		}

@@ -1,7 +1,7 @@
 // Package cli is the command line: what users type, and what they see.
 //
 // It knows the API and nothing behind it. Commands that need the inside (up,
-// run --local, setup, doctor) are handed to it by cmd, as functions. stdout is
+// run --local, setup, doctor, bench) are handed to it by cmd, as functions. stdout is
 // data, stderr is everything else. Text from guests and tenants is escaped,
 // but for a command's own output streams on their way to whoever ran it.
 package cli
@@ -67,6 +67,10 @@ type Inside struct {
 
 	// TestPolicy tries the cases of a test file, or of a folder with one.
 	TestPolicy func(ctx context.Context, path string) (PolicyReport, error)
+
+	// Bench measures this program on this host. With an error there is no
+	// report.
+	Bench func(ctx context.Context, o BenchOptions) (BenchReport, error)
 
 	// Sockets are the places where an up of this user, or of root, listens.
 	Sockets func(stateDir string) []string
@@ -156,6 +160,35 @@ type DoctorOptions struct {
 	StateDir   string
 	Production bool // what the code of strangers needs is missing, not limited
 	VMM        VMMOptions
+}
+
+// BenchOptions are for Inside.Bench.
+type BenchOptions struct {
+	StateDir string
+	Figures  []string // start, throughput, density, admit, place
+
+	Count          int   // starts at each concurrency, at least
+	Concurrency    []int // of start
+	VMs            int   // idle ones that density wants
+	MemoryLimitMiB int64 // that they may have of their own; half of what is free if 0
+	Idle           time.Duration
+	Compare        bool // with other sandboxes that are installed
+	Template       string
+	MemoryMiB      int64 // of each VM
+
+	VMM      VMMOptions
+	Verbose  bool
+	Progress func(Step)
+
+	Version, Command string // for the report
+}
+
+// BenchReport is what was measured; as JSON it is its own value.
+type BenchReport interface {
+	// Table writes it for people.
+	Table(w io.Writer) error
+	// Failed is an error that tells of starts that failed, nil if none did.
+	Failed() error
 }
 
 // VMMOptions say what VMs run in. The zero value leaves the choice.
@@ -285,7 +318,7 @@ func (a *app) addCommands(root *cobra.Command) {
 		{"run", "Run and watch:", []*cobra.Command{
 			a.runCommand(), a.psCommand(), a.inspectCommand(), a.logsCommand(), a.eventsCommand(), a.waitCommand(), a.killCommand(),
 		}},
-		{"host", "This host:", []*cobra.Command{a.upCommand(), a.setupCommand(), a.templateCommand(), a.doctorCommand()}},
+		{"host", "This host:", []*cobra.Command{a.upCommand(), a.setupCommand(), a.templateCommand(), a.doctorCommand(), a.benchCommand()}},
 		{"operate", "Operate a server (admin):", []*cobra.Command{a.nodesCommand(), a.auditCommand(), a.policyCommand(), a.tokenCommand()}},
 	} {
 		root.AddGroup(&cobra.Group{ID: g.id, Title: g.title})

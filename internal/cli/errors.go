@@ -125,8 +125,10 @@ func wanted(f *pflag.Flag) string {
 	switch f.Value.Type() {
 	case "duration":
 		return "duration; write it as 90s, 5m or 1h"
-	case "int32":
+	case "int", "int32":
 		return "whole number"
+	case "intSlice":
+		return "list of whole numbers; write it as 1,2,4"
 	case "float64":
 		return "number"
 	case "bool":

@@ -64,7 +64,7 @@ func TestPercentile(t *testing.T) {
 
 func TestTable(t *testing.T) {
 	var b strings.Builder
-	r := measure.Report{Machine: "m", Cores: 2, Rows: []measure.Row{
+	r := measure.Report{Circumstances: measure.Circumstances{Machine: "m", Cores: 2}, Rows: []measure.Row{
 		measure.Of(measure.Row{Name: "a", Unit: "/s", Includes: "this", FloorOf: "that", Goals: []measure.Goal{measure.AtLeast(2000), measure.RatioAtLeast(0.5)}},
 			[]measure.Pair{{Value: 1999, Floor: 4000}}),
 		measure.Of(measure.Row{Name: "b", Unit: "ms", Includes: "all"}, []measure.Pair{{Value: 1.234}}),

@@ -10,17 +10,29 @@ import (
 	"text/tabwriter"
 )
 
+// Circumstances are those of a run.
+type Circumstances struct {
+	Machine   string `json:"machine"` // its processor
+	Cores     int    `json:"cores"`
+	MemoryMiB int64  `json:"memory_mib"`
+	Kernel    string `json:"kernel"`
+	Version   string `json:"version"`
+	Load      string `json:"load"` // the machine's load averages before the run: others may use it too
+	Began     string `json:"began"`
+	Command   string `json:"command"`
+}
+
 // Report is a whole run.
 type Report struct {
-	Machine string `json:"machine"` // its processor
-	Cores   int    `json:"cores"`
-	Kernel  string `json:"kernel"`
-	Version string `json:"version"`
-	Driver  string `json:"driver"` // of what ran in real VMs; "" if nothing did
-	Load    string `json:"load"`   // the machine's load averages before the run: others may use it too
-	Began   string `json:"began"`
-	Command string `json:"command"`
-	Rows    []Row  `json:"rows"`
+	Circumstances
+	Rows []Row `json:"rows"`
+}
+
+// Print writes them for people.
+func (c Circumstances) Print(w io.Writer) error {
+	_, err := fmt.Fprintf(w, "machine  %s, %d cores, %d MiB\nkernel   %s\nversion  %s\nbegan    %s, load %s\ncommand  %s\n",
+		c.Machine, c.Cores, c.MemoryMiB, c.Kernel, c.Version, c.Began, c.Load, c.Command)
+	return err
 }
 
 // JSON writes the report as one JSON object.
@@ -32,12 +44,10 @@ func (r Report) JSON(w io.Writer) error {
 
 // Table writes the report for people.
 func (r Report) Table(w io.Writer) error {
-	driver := r.Driver
-	if driver == "" {
-		driver = "none was used"
+	if err := r.Print(w); err != nil {
+		return err
 	}
-	fmt.Fprintf(w, "machine  %s, %d cores\nkernel   %s\ndriver   %s\nversion  %s\nbegan    %s, load %s\ncommand  %s\n\n",
-		r.Machine, r.Cores, r.Kernel, driver, r.Version, r.Began, r.Load, r.Command)
+	fmt.Fprintln(w)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "figure\tvalue\tfloor\tratio\tgoal\tmet")
 	for _, row := range r.Rows {

@@ -1,5 +1,6 @@
 // Bench measures what Tartarus itself costs, each figure beside a raw floor
-// that is taken in turn with it, and prints one table: `make bench`.
+// that is taken in turn with it, and prints one table: `make bench`. It is for
+// who works on Tartarus, and runs on fakes; users measure with `tartarus bench`.
 package main
 
 import (
@@ -10,12 +11,14 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"runtime/pprof"
 	"slices"
 	"strings"
 	"syscall"
 	"time"
 
+	"github.com/tartarus-vm/tartarus/internal/bench"
 	"github.com/tartarus-vm/tartarus/internal/measure"
 	"github.com/tartarus-vm/tartarus/internal/node/launcher"
 )
@@ -30,7 +33,7 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	os.Exit(exitCode(run(ctx, os.Args[1:], os.Stdout)))
+	os.Exit(exitCode(take(ctx, os.Args[1:], os.Stdout)))
 }
 
 func exitCode(err error) int {
@@ -41,18 +44,17 @@ func exitCode(err error) int {
 	return 0
 }
 
-// bench is one run.
-type bench struct {
+// run is one run.
+type run struct {
 	exe    string // this program
 	dir    string // for states, on the file system that is measured
 	rounds int
-	driver string // of real VMs, once one was seen
 }
 
 // figure is one measurement; it may give several rows.
 type figure struct {
 	name    string
-	measure func(context.Context, *bench) ([]measure.Row, error)
+	measure func(context.Context, *run) ([]measure.Row, error)
 }
 
 var figures = []figure{
@@ -61,10 +63,9 @@ var figures = []figure{
 	{"growth", growth},
 	{"run", perRun},
 	{"memory", memory},
-	{"cold", coldStart},
 }
 
-func run(ctx context.Context, args []string, out io.Writer) (err error) {
+func take(ctx context.Context, args []string, out io.Writer) (err error) {
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
 	output := fs.String("o", "table", "table or json")
 	only := fs.String("only", "", "figures to take, with commas between: "+names())
@@ -78,7 +79,7 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	if err != nil || *rounds < 1 || (*output != "table" && *output != "json") {
 		return errors.Join(err, fmt.Errorf("see bench -h"))
 	}
-	b := &bench{rounds: *rounds}
+	b := &run{rounds: *rounds}
 	if b.exe, err = os.Executable(); err != nil {
 		return err
 	}
@@ -97,7 +98,7 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 		}
 		defer pprof.StopCPUProfile()
 	}
-	report := measure.Machine()
+	report := measure.Report{Circumstances: measure.Now()}
 	report.Version, report.Command = version, "make bench"
 	if len(args) > 0 {
 		report.Command += ` ARGS="` + strings.Join(args, " ") + `"`
@@ -111,11 +112,41 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 		report.Rows = append(report.Rows, rows...)
 		fmt.Fprintf(os.Stderr, "bench: %s took %v\n", f.name, time.Since(began).Round(100*time.Millisecond))
 	}
-	report.Driver = b.driver
 	if *output == "json" {
 		return report.JSON(out)
 	}
 	return report.Table(out)
+}
+
+// placement is how fast requests get from the queue to nodes.
+func placement(ctx context.Context, b *run) ([]measure.Row, error) {
+	return bench.Placement(ctx, b.dir, b.rounds, 1000, 5000)
+}
+
+// newFullUp is an up in which nothing leaves the queue: the one sandbox that
+// may run sleeps.
+func (b *run) newFullUp(ctx context.Context, name string) (*up, error) {
+	u, err := b.startUp(filepath.Join(b.dir, name), policy(1))
+	if err != nil {
+		return nil, err
+	}
+	if err := u.api.Fill(ctx); err != nil {
+		return nil, errors.Join(err, u.stop())
+	}
+	return u, nil
+}
+
+// admission is how fast requests come in, answered after they are on the disk.
+func admission(ctx context.Context, b *run) (_ []measure.Row, err error) {
+	u, err := b.newFullUp(ctx, "admission")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, u.stop()) }()
+	return bench.Admission(ctx, bench.Queueing{
+		API: u.api, Ledger: filepath.Join(u.state, "up", "ledger.db"), Dir: b.dir,
+		CPU: func() (time.Duration, error) { p, err := u.look(); return p.CPU, err },
+	}, b.rounds)
 }
 
 func names() string {

@@ -25,7 +25,7 @@ func TestMain(m *testing.M) {
 // each has a value, a floor where one is named, and says what is in it.
 func TestFigures(t *testing.T) {
 	var out bytes.Buffer
-	if err := run(t.Context(), []string{"-only", "run,memory", "-rounds", "1", "-o", "json", "-dir", t.TempDir()}, &out); err != nil {
+	if err := take(t.Context(), []string{"-only", "run,memory", "-rounds", "1", "-o", "json", "-dir", t.TempDir()}, &out); err != nil {
 		t.Fatal(err)
 	}
 	var r measure.Report
@@ -44,7 +44,7 @@ func TestFigures(t *testing.T) {
 
 func TestWhatIsThere(t *testing.T) {
 	for _, args := range [][]string{{"-only", "speed"}, {"-rounds", "0"}, {"-o", "yaml"}} {
-		if err := run(t.Context(), args, &bytes.Buffer{}); err == nil {
+		if err := take(t.Context(), args, &bytes.Buffer{}); err == nil {
 			t.Errorf("%q is taken", args)
 		}
 	}

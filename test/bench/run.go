@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/tartarus-vm/tartarus/internal/bench"
 	"github.com/tartarus-vm/tartarus/internal/measure"
 )
 
@@ -22,22 +23,22 @@ const (
 )
 
 // perRun is what one run costs where its VM costs nothing.
-func perRun(ctx context.Context, b *bench) (_ []measure.Row, err error) {
-	u, err := b.startUp(filepath.Join(b.dir, "run"), policy(1000), false)
+func perRun(ctx context.Context, b *run) (_ []measure.Row, err error) {
+	u, err := b.startUp(filepath.Join(b.dir, "run"), policy(1000))
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, u.stop()) }()
-	floor, err := openBare(b.dir)
+	floor, err := bench.OpenBare(b.dir)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, floor.close()) }()
-	c, err := u.dial(ctx)
+	defer func() { err = errors.Join(err, floor.Close()) }()
+	c, err := u.api.Connect(ctx)
 	if err != nil {
 		return nil, err
 	}
-	defer c.conn.Close()
+	defer c.Close()
 	var cpu []measure.Pair
 	pairs, err := measure.Alternate(ctx, b.rounds,
 		func(context.Context) (float64, error) {
@@ -46,21 +47,21 @@ func perRun(ctx context.Context, b *bench) (_ []measure.Row, err error) {
 				return 0, err
 			}
 			each, err := eachOf(func() error {
-				_, err := c.call(http.MethodPost, "/sandbox/run?wait=60s", noJob, http.StatusOK)
+				_, err := c.Call(http.MethodPost, "/sandbox/run?wait=60s", noJob, http.StatusOK)
 				return err
 			})
 			if err != nil {
 				return 0, err
 			}
 			after, err := u.look()
-			cpu = append(cpu, measure.Pair{Value: float64((after.cpu - before.cpu).Microseconds()) / 1000 / runsARound})
+			cpu = append(cpu, measure.Pair{Value: float64((after.CPU - before.CPU).Microseconds()) / 1000 / runsARound})
 			return each, err
 		},
 		func(context.Context) (float64, error) {
 			return eachOf(func() error {
 				var errs []error
 				for range commitsOfARun {
-					errs = append(errs, floor.commit())
+					errs = append(errs, floor.Commit())
 				}
 				return errors.Join(errs...)
 			})
@@ -92,7 +93,7 @@ func eachOf(f func() error) (float64, error) {
 const queued = 1000
 
 // memory is what an up holds at rest, and with many requests queued.
-func memory(ctx context.Context, b *bench) ([]measure.Row, error) {
+func memory(ctx context.Context, b *run) ([]measure.Row, error) {
 	var rest, full []measure.Pair
 	for n := range b.rounds {
 		r, f, err := b.memoryOnce(ctx, fmt.Sprintf("memory-%d", n))
@@ -108,12 +109,12 @@ func memory(ctx context.Context, b *bench) ([]measure.Row, error) {
 	}, nil
 }
 
-func (b *bench) memoryOnce(ctx context.Context, name string) (rest, full measure.Pair, err error) {
+func (b *run) memoryOnce(ctx context.Context, name string) (rest, full measure.Pair, err error) {
 	floor, err := idleRSS(b.exe)
 	if err != nil {
 		return rest, full, err
 	}
-	u, err := b.startUp(filepath.Join(b.dir, name), policy(1), false)
+	u, err := b.startUp(filepath.Join(b.dir, name), policy(1))
 	if err != nil {
 		return rest, full, err
 	}
@@ -122,15 +123,15 @@ func (b *bench) memoryOnce(ctx context.Context, name string) (rest, full measure
 	if err != nil {
 		return rest, full, err
 	}
-	rest = measure.Pair{Value: megabytes(p.rss), Floor: floor}
-	if _, err := u.one(ctx, http.MethodPost, "/sandbox/run", forever, http.StatusAccepted); err != nil {
+	rest = measure.Pair{Value: megabytes(p.RSS), Floor: floor}
+	if err := u.api.Fill(ctx); err != nil {
 		return rest, full, err
 	}
-	if _, err := u.post(ctx, queued, job); err != nil {
+	if _, err := u.api.Post(ctx, queued, bench.Job); err != nil {
 		return rest, full, err
 	}
 	p, err = u.look()
-	return rest, measure.Pair{Value: megabytes(p.rss), Floor: floor}, err
+	return rest, measure.Pair{Value: megabytes(p.RSS), Floor: floor}, err
 }
 
 // idleRSS is the memory of this program when it does nothing.
@@ -151,8 +152,8 @@ func idleRSS(exe string) (mb float64, err error) {
 	if _, err := out.Read(make([]byte, 1)); err != nil { // it is there
 		return 0, err
 	}
-	p, err := look(cmd.Process.Pid)
-	return megabytes(p.rss), err
+	p, err := bench.Look(cmd.Process.Pid)
+	return megabytes(p.RSS), err
 }
 
 func megabytes(n int64) float64 { return float64(n) / 1e6 }

@@ -4,20 +4,19 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime/pprof"
-	"strconv"
 	"strings"
-	"time"
 
 	"github.com/tartarus-vm/tartarus/internal/assembly"
+	"github.com/tartarus-vm/tartarus/internal/bench"
 	"github.com/tartarus-vm/tartarus/internal/node/tartarus/fakevm"
 	"github.com/tartarus-vm/tartarus/internal/sandbox"
 	"github.com/tartarus-vm/tartarus/internal/testkit"
@@ -50,18 +49,17 @@ type up struct {
 	life  io.Closer // its standard input
 	said  *bytes.Buffer
 	state string
-	addr  string // host:port
-	token string
+	api   bench.API
 }
 
-// startUp starts an up on fakes, or on real VMs, and waits until it answers.
-func (b *bench) startUp(state, policy string, real bool) (_ *up, err error) {
+// startUp starts an up on fakes, and waits until it answers.
+func (b *run) startUp(state, policy string) (_ *up, err error) {
 	u := &up{state: state, said: &bytes.Buffer{}}
 	file := filepath.Join(filepath.Dir(state), filepath.Base(state)+"-policy.yaml")
 	if err := os.WriteFile(file, []byte(policy), 0o600); err != nil {
 		return nil, err
 	}
-	u.cmd = exec.Command(b.exe, upRole, state, file, strconv.FormatBool(real))
+	u.cmd = exec.Command(b.exe, upRole, state, file)
 	u.cmd.Stderr = u.said
 	if u.life, err = u.cmd.StdinPipe(); err != nil {
 		return nil, err
@@ -77,9 +75,11 @@ func (b *bench) startUp(state, policy string, real bool) (_ *up, err error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("the up did not start: %w: %s", err, u.said), u.stop())
 	}
-	u.addr = strings.TrimPrefix(strings.TrimSpace(line), "http://")
+	addr := strings.TrimPrefix(strings.TrimSpace(line), "http://")
 	token, err := os.ReadFile(filepath.Join(state, "admin-token"))
-	u.token = strings.TrimSpace(string(token))
+	u.api = bench.API{Host: addr, Token: strings.TrimSpace(string(token)), Dial: func(ctx context.Context) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "tcp", addr)
+	}}
 	if err != nil {
 		return nil, errors.Join(err, u.stop())
 	}
@@ -102,8 +102,8 @@ func serveUp(args []string) (err error) {
 		_, err := io.Copy(io.Discard, os.Stdin)
 		return err
 	}
-	if len(args) != 3 {
-		return errors.New("serve-up STATE POLICY REAL")
+	if len(args) != 2 {
+		return errors.New("serve-up STATE POLICY")
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	go func() { // as long as the process
@@ -125,65 +125,12 @@ func serveUp(args []string) (err error) {
 		StateDir: args[0], Policy: args[1], Listen: "127.0.0.1:0",
 		Logger: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelInfo})),
 	}
-	if args[2] == "false" {
-		kernel := filepath.Join(filepath.Dir(args[0]), "vmlinux")
-		if err := os.WriteFile(kernel, testkit.FakeKernel(), 0o600); err != nil {
-			return err
-		}
-		cfg.Host = &assembly.Host{Driver: fakevm.New(fakevm.Config{}), Kernel: kernel, Capacity: room}
+	kernel := filepath.Join(filepath.Dir(args[0]), "vmlinux")
+	if err := os.WriteFile(kernel, testkit.FakeKernel(), 0o600); err != nil {
+		return err
 	}
+	cfg.Host, cfg.Capacity = &assembly.Host{Driver: fakevm.New(fakevm.Config{}), Kernel: kernel}, room
 	return assembly.Run(ctx, cfg, func(r assembly.Running) { fmt.Println(r.Addresses[1]) })
 }
 
-// process is what the kernel tells of a process.
-type process struct {
-	cpu time.Duration // of all its threads, not of its children
-	rss int64         // bytes
-}
-
-// ticks a second, as /proc counts CPU time on Linux.
-const ticks = 100
-
-func look(pid int) (p process, err error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return p, err
-	}
-	_, rest, ok := strings.Cut(string(b), ") ")
-	f := strings.Fields(rest)
-	if !ok || len(f) < 22 {
-		return p, fmt.Errorf("/proc/%d/stat says %q", pid, b)
-	}
-	user, err1 := strconv.ParseInt(f[11], 10, 64)
-	system, err2 := strconv.ParseInt(f[12], 10, 64)
-	pages, err3 := strconv.ParseInt(f[21], 10, 64)
-	p.cpu = time.Duration(user+system) * time.Second / ticks
-	p.rss = pages * int64(os.Getpagesize())
-	return p, errors.Join(err1, err2, err3)
-}
-
-func (u *up) look() (process, error) { return look(u.cmd.Process.Pid) }
-
-// record is what is read of a record.
-type record struct {
-	ID      string `json:"id"`
-	State   string `json:"state"`
-	Timings struct {
-		Judged      float64 `json:"judged"`
-		Queued      float64 `json:"queued"`
-		Placed      float64 `json:"placed"`
-		VMReady     float64 `json:"vm_ready"`
-		FirstOutput float64 `json:"first_output"`
-		Total       float64 `json:"total"`
-	} `json:"timings"`
-	Runtime struct {
-		Driver, Version, Accelerator string
-	} `json:"runtime"`
-}
-
-func decodeRecord(b []byte) (r record, err error) {
-	if err = json.Unmarshal(b, &r); err == nil && r.ID == "" {
-		err = fmt.Errorf("no record: %s", b)
-	}
-	return r, err
-}
+func (u *up) look() (bench.Process, error) { return bench.Look(u.cmd.Process.Pid) }

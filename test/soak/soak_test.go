@@ -72,8 +72,9 @@ func serve(dir string) error {
 		StateDir: filepath.Join(dir, "s"), Policy: filepath.Join(dir, "policy.yaml"), Listen: "127.0.0.1:0",
 		Host: &assembly.Host{
 			Driver: testkit.WatchOrders(vms, func(id sandbox.ID) { fmt.Fprintln(orders, id) }),
-			Kernel: filepath.Join(dir, "vmlinux"), Capacity: sandbox.Capacity{VCPUs: 10, MemoryMiB: 1 << 20, DiskMiB: 1 << 20},
+			Kernel: filepath.Join(dir, "vmlinux"),
 		},
+		Capacity: sandbox.Capacity{VCPUs: 10, MemoryMiB: 1 << 20, DiskMiB: 1 << 20},
 	}, func(r assembly.Running) { fmt.Println(r.Addresses[1]) })
 }
 

@@ -1,4 +1,4 @@
-package main
+package bench
 
 import (
 	"context"
@@ -14,7 +14,7 @@ import (
 )
 
 // copied is what an admission writes: a row in each of these tables, as found
-// in the ledger of an up, which is inserted again and again under other IDs.
+// in a ledger, which is inserted again and again under other IDs.
 var copied = []string{"records", "live", "sealed", "events", "audit"}
 
 // inserts are the statements of one admission.
@@ -24,9 +24,9 @@ type inserts struct {
 	ids   []int   // column of the ID, from 1; 0: seq is what tells rows apart
 }
 
-// openRows is a bare SQLite that writes in each commit what an admission of u
-// wrote, into tables with the ledger's indexes.
-func openRows(ctx context.Context, dir string, u *up) (_ *bare, err error) {
+// openRows is a bare SQLite that writes in each commit what the last admission
+// wrote into a ledger's file, into tables with the ledger's indexes.
+func openRows(ctx context.Context, dir, from string) (_ *Bare, err error) {
 	path := filepath.Join(dir, "rows.db")
 	l, err := sqliteledger.Open(ctx, sqliteledger.Config{Path: path})
 	if err == nil {
@@ -39,7 +39,7 @@ func openRows(ctx context.Context, dir string, u *up) (_ *bare, err error) {
 	if err != nil {
 		return nil, err
 	}
-	in, err := readInserts(b.db, filepath.Join(u.state, "up", "ledger.db"))
+	in, err := readInserts(b.db, from)
 	if err != nil {
 		return nil, errors.Join(err, b.db.Close())
 	}

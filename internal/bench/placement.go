@@ -1,4 +1,4 @@
-package main
+package bench
 
 import (
 	"context"
@@ -31,10 +31,11 @@ const (
 	tenants    = 20   // that wait
 )
 
-// fleet is a control plane with many nodes behind which there is nothing: an
+// Fleet is a control plane with many nodes behind which there is nothing: an
 // order that was signed for a node counts as taken.
-type fleet struct {
-	book  *sqliteledger.Ledger
+type Fleet struct {
+	Book *sqliteledger.Ledger
+
 	key   *seal.Key
 	box   *seal.Box
 	queue *acheron.Queue
@@ -48,24 +49,25 @@ type fleet struct {
 	all    chan struct{}            // closed when all of the round are placed
 }
 
-func newFleet(ctx context.Context, dir string, nodes int) (_ *fleet, err error) {
+// NewFleet makes one with its ledger in dir. The caller closes it.
+func NewFleet(ctx context.Context, dir string, nodes int) (_ *Fleet, err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	f := &fleet{box: seal.NewBox()}
-	if f.book, err = sqliteledger.Open(ctx, sqliteledger.Config{Path: filepath.Join(dir, "ledger.db")}); err != nil {
+	f := &Fleet{box: seal.NewBox()}
+	if f.Book, err = sqliteledger.Open(ctx, sqliteledger.Config{Path: filepath.Join(dir, "ledger.db")}); err != nil {
 		return nil, err
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, f.book.Close())
+			err = errors.Join(err, f.Book.Close())
 		}
 	}()
 	if f.key, err = seal.NewKey(); err != nil {
 		return nil, err
 	}
 	f.Registry, err = hades.New(hades.Config{
-		Ledger: f.book, Key: f.key, Box: f.box, Lease: 24 * time.Hour, // nobody beats
+		Ledger: f.Book, Key: f.key, Box: f.box, Lease: 24 * time.Hour, // nobody beats
 		Dial: func(node, _ string) (*grpc.ClientConn, error) {
 			return grpc.NewClient("passthrough:"+node, grpc.WithTransportCredentials(insecure.NewCredentials()))
 		},
@@ -78,11 +80,11 @@ func newFleet(ctx context.Context, dir string, nodes int) (_ *fleet, err error) 
 			return nil, err
 		}
 	}
-	f.queue, err = acheron.New(acheron.Config{Ledger: f.book, Owner: "bench"})
+	f.queue, err = acheron.New(acheron.Config{Ledger: f.Book, Owner: "bench"})
 	return f, err
 }
 
-func (f *fleet) join(ctx context.Context, id string) error {
+func (f *Fleet) join(ctx context.Context, id string) error {
 	doc, err := nodewire.EncodeNode(sandbox.Node{
 		ID: id, Capacity: sandbox.Capacity{VCPUs: 64, MemoryMiB: 256 << 10, DiskMiB: 1 << 20},
 		Labels:    map[string]string{"zone": "a", "disk": "ssd"},
@@ -96,10 +98,11 @@ func (f *fleet) join(ctx context.Context, id string) error {
 	return err
 }
 
-func (f *fleet) close() error { return errors.Join(f.Close(), f.book.Close()) }
+// Close lets go of nodes and ledger.
+func (f *Fleet) Close() error { return errors.Join(f.Registry.Close(), f.Book.Close()) }
 
 // Assign signs the order as the registry does, and counts it as taken.
-func (f *fleet) Assign(_ context.Context, a sandbox.Assignment, adm sandbox.Admitted) error {
+func (f *Fleet) Assign(_ context.Context, a sandbox.Assignment, adm sandbox.Admitted) error {
 	now := time.Now()
 	if _, err := f.box.Open(a.Sandbox, adm.Secrets); err != nil {
 		return err
@@ -121,7 +124,7 @@ func (f *fleet) Assign(_ context.Context, a sandbox.Assignment, adm sandbox.Admi
 // timed is the queue; it notes when each request was asked for.
 type timed struct {
 	*acheron.Queue
-	f *fleet
+	f *Fleet
 }
 
 func (q timed) Next(ctx context.Context) (ledger.Claim, error) {
@@ -133,9 +136,9 @@ func (q timed) Next(ctx context.Context) (ledger.Claim, error) {
 	return c, err
 }
 
-// round has so many requests wait, lets the scheduler at them, and tells how
+// Round has so many requests wait, lets the scheduler at them, and tells how
 // many it placed a second. What it placed has ended then.
-func (f *fleet) round(ctx context.Context) (float64, error) {
+func (f *Fleet) Round(ctx context.Context) (float64, error) {
 	if err := f.fill(ctx); err != nil {
 		return 0, err
 	}
@@ -144,13 +147,13 @@ func (f *fleet) round(ctx context.Context) (float64, error) {
 	if err != nil {
 		return 0, err
 	}
-	s, err := moirai.New(moirai.Config{Queue: timed{f.queue, f}, Ledger: f.book, Nodes: f, Verdicts: ring})
+	s, err := moirai.New(moirai.Config{Queue: timed{f.queue, f}, Ledger: f.Book, Nodes: f, Verdicts: ring})
 	if err != nil {
 		return 0, err
 	}
 	sctx, cancel := context.WithCancel(ctx)
 	stopped := make(chan error, 1)
-	before, err := look(os.Getpid())
+	before, err := Look(os.Getpid())
 	if err != nil {
 		cancel()
 		return 0, err
@@ -166,18 +169,18 @@ func (f *fleet) round(ctx context.Context) (float64, error) {
 	if err := errors.Join(<-stopped, ctx.Err()); err != nil {
 		return 0, err
 	}
-	after, err := look(os.Getpid())
+	after, err := Look(os.Getpid())
 	if err != nil {
 		return 0, err
 	}
-	f.cpu = append(f.cpu, float64((after.cpu-before.cpu).Microseconds())/placements)
+	f.cpu = append(f.cpu, float64((after.CPU-before.CPU).Microseconds())/placements)
 	return placements / took.Seconds(), f.end(ctx)
 }
 
 // fill admits the requests of a round.
-func (f *fleet) fill(ctx context.Context) error {
+func (f *Fleet) fill(ctx context.Context) error {
 	n := 0
-	_, err := crowd(placements, func() (func() error, func(), error) {
+	_, err := Crowd(placements, func() (func() error, func(), error) {
 		return func() error {
 			f.mu.Lock()
 			n++
@@ -189,25 +192,25 @@ func (f *fleet) fill(ctx context.Context) error {
 	return err
 }
 
-func (f *fleet) admit(ctx context.Context, tenant string) error {
+func (f *Fleet) admit(ctx context.Context, tenant string) error {
 	a, err := request(f.key, f.box, tenant)
 	if err != nil {
 		return err
 	}
-	_, _, err = f.book.Admit(ctx, a, sandbox.AuditEntry{Time: a.Record.CreatedAt, Tenant: tenant, Action: "run", Sandbox: a.Record.ID, Decision: sandbox.Allow}, ledger.IdempotencyKey{})
+	_, _, err = f.Book.Admit(ctx, a, sandbox.AuditEntry{Time: a.Record.CreatedAt, Tenant: tenant, Action: "run", Sandbox: a.Record.ID, Decision: sandbox.Allow}, ledger.IdempotencyKey{})
 	return err
 }
 
 // end ends what was placed.
-func (f *fleet) end(ctx context.Context) error {
+func (f *Fleet) end(ctx context.Context) error {
 	n := 0
-	_, err := crowd(len(f.placed), func() (func() error, func(), error) {
+	_, err := Crowd(len(f.placed), func() (func() error, func(), error) {
 		return func() error {
 			f.mu.Lock()
 			a := f.placed[n]
 			n++
 			f.mu.Unlock()
-			_, err := f.book.End(ctx, a, sandbox.End{At: time.Now(), Exit: sandbox.ExitRecord{Cause: sandbox.Killed, Source: sandbox.FromHost}})
+			_, err := f.Book.End(ctx, a, sandbox.End{At: time.Now(), Exit: sandbox.ExitRecord{Cause: sandbox.Killed, Source: sandbox.FromHost}})
 			return err
 		}, func() {}, nil
 	})
@@ -241,15 +244,16 @@ func request(key *seal.Key, box *seal.Box, tenant string) (a sandbox.Admitted, e
 	return a, err
 }
 
-// placement is how fast requests get from the queue to nodes.
-func placement(ctx context.Context, b *bench) (rows []measure.Row, err error) {
-	floor, err := openBare(b.dir)
+// Placement is how fast requests get from the queue to nodes, for each of some
+// numbers of them. dir is for ledgers.
+func Placement(ctx context.Context, dir string, rounds int, fleets ...int) (rows []measure.Row, err error) {
+	floor, err := OpenBare(dir)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, floor.close()) }()
-	for _, nodes := range []int{1000, 5000} {
-		more, err := placementOn(ctx, b, nodes, floor)
+	defer func() { err = errors.Join(err, floor.Close()) }()
+	for _, nodes := range fleets {
+		more, err := placementOn(ctx, filepath.Join(dir, fmt.Sprintf("fleet-%d", nodes)), rounds, nodes, floor)
 		if err != nil {
 			return nil, err
 		}
@@ -258,13 +262,13 @@ func placement(ctx context.Context, b *bench) (rows []measure.Row, err error) {
 	return rows, nil
 }
 
-func placementOn(ctx context.Context, b *bench, nodes int, floor *bare) (_ []measure.Row, err error) {
-	f, err := newFleet(ctx, filepath.Join(b.dir, fmt.Sprintf("fleet-%d", nodes)), nodes)
+func placementOn(ctx context.Context, dir string, rounds, nodes int, floor *Bare) (_ []measure.Row, err error) {
+	f, err := NewFleet(ctx, dir, nodes)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, f.close()) }()
-	pairs, err := measure.Alternate(ctx, b.rounds, f.round, func(context.Context) (float64, error) {
+	defer func() { err = errors.Join(err, f.Close()) }()
+	pairs, err := measure.Alternate(ctx, rounds, f.Round, func(context.Context) (float64, error) {
 		return floor.pairs(placements, moirai.DefaultWorkers)
 	})
 	if err != nil {
@@ -297,4 +301,28 @@ func placementOn(ctx context.Context, b *bench, nodes int, floor *bare) (_ []mea
 			Includes: "the same, all of the process",
 		}, cpu),
 	}, nil
+}
+
+// FillEnded has n sandboxes of a tenant end in a ledger.
+func FillEnded(ctx context.Context, l *sqliteledger.Ledger, n int, tenant string) error {
+	key, err := seal.NewKey()
+	if err != nil {
+		return err
+	}
+	box := seal.NewBox()
+	_, err = Crowd(n, func() (func() error, func(), error) {
+		return func() error {
+			a, err := request(key, box, tenant)
+			if err != nil {
+				return err
+			}
+			a.Record.CreatedAt = a.Record.CreatedAt.Add(-time.Hour)
+			if _, _, err := l.Admit(ctx, a, sandbox.AuditEntry{Time: a.Record.CreatedAt, Tenant: tenant, Action: "run", Sandbox: a.Record.ID, Decision: sandbox.Allow}, ledger.IdempotencyKey{}); err != nil {
+				return err
+			}
+			_, err = l.End(ctx, sandbox.Assignment{Sandbox: a.Record.ID}, sandbox.End{At: time.Now(), Exit: sandbox.ExitRecord{Cause: sandbox.Killed, Source: sandbox.FromHost}})
+			return err
+		}, func() {}, nil
+	})
+	return err
 }

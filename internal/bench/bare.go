@@ -1,4 +1,4 @@
-package main
+package bench
 
 import (
 	"errors"
@@ -10,9 +10,9 @@ import (
 	"github.com/ncruces/go-sqlite3"
 )
 
-// bare is SQLite with nothing around it: one writer that takes who waits into
+// Bare is SQLite with nothing around it: one writer that takes who waits into
 // one commit, as durable as the ledger's.
-type bare struct {
+type Bare struct {
 	db     *sqlite3.Conn
 	insert func() error // what a commit writes, for each who waits
 	end    func() error // ends insert
@@ -27,8 +27,8 @@ const bareBatch = 256
 
 const sqlDurable = `PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;`
 
-func startBare(path, sql string) (*bare, error) {
-	b := &bare{jobs: make(chan chan error), done: make(chan struct{})}
+func startBare(path, sql string) (*Bare, error) {
+	b := &Bare{jobs: make(chan chan error), done: make(chan struct{})}
 	var err error
 	if b.db, err = sqlite3.Open(path); err != nil {
 		return nil, err
@@ -39,8 +39,8 @@ func startBare(path, sql string) (*bare, error) {
 	return b, nil
 }
 
-// openBare is one that inserts a small row into one table.
-func openBare(dir string) (*bare, error) {
+// OpenBare is one that inserts a small row into one table.
+func OpenBare(dir string) (*Bare, error) {
 	dir, err := os.MkdirTemp(dir, "bare-")
 	if err != nil {
 		return nil, err
@@ -59,21 +59,21 @@ func openBare(dir string) (*bare, error) {
 	return b, nil
 }
 
-// commit returns when one more row is on the disk.
-func (b *bare) commit() error {
+// Commit returns when one more row is on the disk.
+func (b *Bare) Commit() error {
 	answer := make(chan error, 1)
 	b.jobs <- answer
 	return <-answer
 }
 
-// close ends the writer. Nobody may commit any more.
-func (b *bare) close() error {
+// Close ends the writer. Nobody may commit any more.
+func (b *Bare) Close() error {
 	close(b.jobs)
 	<-b.done
 	return errors.Join(b.end(), b.db.Close())
 }
 
-func (b *bare) write() {
+func (b *Bare) write() {
 	defer close(b.done)
 	for first := range b.jobs {
 		batch := []chan error{first}
@@ -109,19 +109,19 @@ func (b *bare) write() {
 }
 
 // rate is n commits of 64 clients, a second.
-func (b *bare) rate(n int) (float64, error) {
-	return crowd(n, func() (func() error, func(), error) { return b.commit, func() {}, nil })
+func (b *Bare) rate(n int) (float64, error) {
+	return Crowd(n, func() (func() error, func(), error) { return b.Commit, func() {}, nil })
 }
 
 // pairs is how often workers do two commits one after the other, a second.
-func (b *bare) pairs(n, workers int) (float64, error) {
+func (b *Bare) pairs(n, workers int) (float64, error) {
 	errs := make([]error, workers)
 	var all sync.WaitGroup
 	began := time.Now()
 	for w := range workers {
 		all.Go(func() {
 			for i := w; i < n && errs[w] == nil; i += workers {
-				errs[w] = errors.Join(b.commit(), b.commit())
+				errs[w] = errors.Join(b.Commit(), b.Commit())
 			}
 		})
 	}
