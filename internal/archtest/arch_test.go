@@ -88,6 +88,10 @@ var rules = []rule{
 		why: "placement is a pure function of what it is given",
 	},
 	{
+		from: all, unless: []string{"internal/assembly", "test/bench"}, deny: []string{"internal/bench"},
+		why: "what is measured knows nothing of being measured",
+	},
+	{
 		from: all, unless: []string{"cmd", "test/realvm", "test/bench"}, deny: []string{"internal/assembly"},
 		why: "only main packages put the parts together; the harness of the tests on real VMs is one to the processes it starts",
 	},
@@ -123,7 +127,7 @@ func TestImports(t *testing.T) {
 				}
 			}
 			found++
-			if backends.MatchString(imp) && p.path != "internal/assembly" && p.path != "internal/testkit" && p.path != "test/bench" && !strings.HasSuffix(p.path, "test") {
+			if backends.MatchString(imp) && p.path != "internal/assembly" && p.path != "internal/testkit" && p.path != "internal/bench" && p.path != "test/bench" && !strings.HasSuffix(p.path, "test") {
 				t.Errorf("%s imports %s: name the seam, not the backend; only internal/assembly chooses one", p.path, imp)
 			}
 		}

@@ -30,9 +30,10 @@ tenants:
 defaults: {template: %s, queue_timeout: 1h}
 `
 
-// runBench measures this program on this host, in a home of its own that ends
-// with it.
-func runBench(ctx context.Context, o cli.BenchOptions) (_ cli.BenchReport, err error) {
+// run measures this program on this host, in a home of its own that ends with
+// it.
+func (b *benching) run(ctx context.Context) (_ *bench.Report, err error) {
+	o := b.o
 	root, err := stateRoot(o.StateDir)
 	if err != nil {
 		return nil, err
@@ -41,11 +42,14 @@ func runBench(ctx context.Context, o cli.BenchOptions) (_ cli.BenchReport, err e
 	if err != nil {
 		return nil, err
 	}
-	b := &benching{o: o}
 	cfg := bench.Config{
 		Figures: o.Figures, Count: o.Count, Concurrency: o.Concurrency, VMs: o.VMs, MemoryMiB: o.MemoryLimitMiB, Idle: o.Idle, Compare: o.Compare,
 		Shape: bench.NewShape(o.Template, o.MemoryMiB), Rounds: benchRounds, Open: b.open,
-		Step: func(format string, args ...any) { o.Progress(cli.Step{Name: fmt.Sprintf(format, args...)}) },
+		Step: func(format string, args ...any) {
+			if o.Progress != nil {
+				o.Progress(cli.Step{Name: fmt.Sprintf(format, args...)})
+			}
+		},
 	}
 	if err := cfg.Validate(); err != nil { // before anything is made
 		return nil, err
@@ -73,7 +77,8 @@ func runBench(ctx context.Context, o cli.BenchOptions) (_ cli.BenchReport, err e
 // benching opens what is measured.
 type benching struct {
 	o        cli.BenchOptions
-	home     home // of the floor, whose VMs are where those of a node are: whoever sweeps finds them
+	host     *Host // stands for this machine in tests; nil: it is itself
+	home     home  // of the floor, whose VMs are where those of a node are: whoever sweeps finds them
 	lifeline *os.File
 }
 
@@ -93,6 +98,10 @@ func (b *benching) open(ctx context.Context, running int) (_ *bench.Product, err
 		Driver:   func(d tartarus.Driver) tartarus.Driver { watched.Driver = d; return watched },
 		Capacity: sandbox.Capacity{VCPUs: 1 << 20, MemoryMiB: 1 << 40, DiskMiB: 1 << 40}, Beside: bench.MaxConcurrency,
 	}
+	if b.host != nil {
+		watched.Driver = b.host.Driver
+		cfg.Host = &Host{Driver: watched, Kernel: b.host.Kernel}
+	}
 	up := make(chan *embedded, 1)
 	done := make(chan error, 1)
 	go func() { done <- newEmbedded(cfg).run(ctx, func(e *embedded) { up <- e }) }()
@@ -109,7 +118,7 @@ func (b *benching) open(ctx context.Context, running int) (_ *bench.Product, err
 		return nil, errors.Join(err, stop())
 	}
 	return &bench.Product{
-		API:    bench.API{Host: "localhost", Dial: func(ctx context.Context) (net.Conn, error) {
+		API: bench.API{Host: "localhost", Dial: func(ctx context.Context) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, "unix", e.home.socket())
 		}},
 		Ledger: e.home.ledger(), VMs: watched.all, Floor: floor, Close: stop,

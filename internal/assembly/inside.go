@@ -60,8 +60,11 @@ func Inside() cli.Inside {
 			return r, explain(err)
 		},
 		Bench: func(ctx context.Context, o cli.BenchOptions) (cli.BenchReport, error) {
-			r, err := runBench(ctx, o)
-			return r, explain(err)
+			r, err := (&benching{o: o}).run(ctx)
+			if err != nil {
+				return nil, explain(err)
+			}
+			return r, nil
 		},
 		Sockets: sockets,
 	}

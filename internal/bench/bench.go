@@ -170,9 +170,7 @@ func (r *run) open(ctx context.Context) (err error) {
 	if r.product, err = r.Open(ctx, unlimited); err != nil {
 		return err
 	}
-	info := r.product.Floor.Driver.Info()
-	r.report.Driver, r.report.DriverVersion, r.report.Accelerator = info.Name, info.Version, info.Accelerator
-	if info.CanSnapshot {
+	if r.note(r.product).CanSnapshot {
 		r.Step("the floor's snapshot: a VM boots for it")
 	}
 	if r.floor, err = openFloor(ctx, r.product.Floor, r.Shape); err != nil {
@@ -183,6 +181,13 @@ func (r *run) open(ctx context.Context) (err error) {
 		r.others, r.report.Notes = findOthers(ctx, filepath.Join(r.Dir, "others"))
 	}
 	return nil
+}
+
+// note writes down what VMs run in.
+func (r *run) note(p *Product) tartarus.Info {
+	info := p.Floor.Driver.Info()
+	r.report.Driver, r.report.DriverVersion, r.report.Accelerator = info.Name, info.Version, info.Accelerator
+	return info
 }
 
 func (r *run) closeProduct() error {
@@ -213,6 +218,7 @@ func (r *run) admit(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, p.Close()) }()
+	r.note(p)
 	if err := p.API.Fill(ctx); err != nil {
 		return err
 	}

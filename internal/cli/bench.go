@@ -107,8 +107,10 @@ func (a *app) bench(c *cobra.Command, o BenchOptions) error {
 // commandLine is how c was called, for whoever reads its report later.
 func commandLine(c *cobra.Command, args []string) string {
 	words := append([]string{c.CommandPath()}, args...)
-	c.LocalFlags().Visit(func(f *pflag.Flag) {
-		words = append(words, "--"+f.Name+"="+strings.Trim(f.Value.String(), "[]"))
+	c.LocalFlags().VisitAll(func(f *pflag.Flag) {
+		if f.Changed {
+			words = append(words, "--"+f.Name+"="+strings.Trim(f.Value.String(), "[]"))
+		}
 	})
 	return strings.Join(words, " ")
 }
