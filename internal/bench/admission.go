@@ -9,11 +9,11 @@ import (
 	"github.com/tartarus-vm/tartarus/internal/measure"
 )
 
+// What is admitted.
 const (
-	// Admissions are a round's.
-	Admissions = 2000
+	Admissions = 2000 // a round
 
-	// Job is a run that is admitted, and Forever one that does not end.
+	// Job is a run that waits, and Forever the one that it waits for.
 	Job     = `{"command": ["python3", "-c", "print(40+2)"], "env": {"LANG": "C.UTF-8"}, "labels": {"team": "ci"}}`
 	Forever = `{"command": ["sleep", "86400"], "max_duration": "3600s"}`
 )

@@ -100,11 +100,13 @@ func startProgram(ctx context.Context, path string, args []string) (s started) {
 	if err := cmd.Start(); err != nil {
 		return started{err: err}
 	}
-	_, err = io.ReadFull(out, make([]byte, 1))
+	_, silent := io.ReadFull(out, make([]byte, 1))
 	s.ms = milliseconds(time.Since(began))
 	_, _ = io.Copy(io.Discard, out)
-	if err = errors.Join(err, cmd.Wait()); err != nil {
+	if err := cmd.Wait(); err != nil {
 		s.err = fmt.Errorf("%w: %s", err, lastLine(said.String()))
+	} else if silent != nil {
+		s.err = errors.New("there was no output")
 	}
 	return s
 }
