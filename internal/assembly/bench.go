@@ -27,7 +27,7 @@ const benchPolicy = `version: 1
 tenants:
   local:
     quota: {live: 1000000, running: %d, vcpus: 1000000, memory_mib: 1000000000, disk_mib: 1000000000, rate_per_minute: 1000000, burst: 1000000}
-defaults: {template: %s, queue_timeout: 1h}
+defaults: {template: %s, queue_timeout: 1h, start_timeout: 10m}
 `
 
 // run measures this program on this host, in a home of its own that ends with
@@ -43,7 +43,7 @@ func (b *benching) run(ctx context.Context) (_ *bench.Report, err error) {
 		return nil, err
 	}
 	cfg := bench.Config{
-		Figures: o.Figures, Count: o.Count, Concurrency: o.Concurrency, VMs: o.VMs, MemoryMiB: o.MemoryLimitMiB, Idle: o.Idle, Compare: o.Compare,
+		Figures: o.Figures, Count: o.Count, Concurrency: o.Concurrency, Burst: o.Burst, VMs: o.VMs, MemoryMiB: o.MemoryLimitMiB, Idle: o.Idle, Compare: o.Compare,
 		Shape: bench.NewShape(o.Template, o.MemoryMiB), Rounds: benchRounds, Open: b.open,
 		Step: func(format string, args ...any) {
 			if o.Progress != nil {

@@ -32,7 +32,7 @@ func fakeBench(t *testing.T, o cli.BenchOptions, script func(n int, s tartarus.S
 	if o.Concurrency == nil {
 		o.Concurrency = []int{1, 3}
 	}
-	o.Count, o.VMs, o.Idle, o.Template, o.MemoryMiB = 4, 6, time.Second, "base", 128
+	o.Count, o.Burst, o.VMs, o.Idle, o.Template, o.MemoryMiB = 4, 20, 6, time.Second, "base", 128
 	r, err := (&benching{o: o, host: &Host{Driver: fakevm.New(fakevm.Config{Script: script}), Kernel: kernel}}).run(t.Context())
 	if err == nil {
 		left, lerr := os.ReadDir(filepath.Join(o.StateDir, "local"))
@@ -73,7 +73,11 @@ func TestBenchRows(t *testing.T) {
 		}
 		switch row.Figure {
 		case bench.Start, bench.Throughput:
-			if row.Count < 4 || len(row.SamplesMS) != row.Count || row.Starts["cold"] != row.Count || *row.P50 <= 0 || *row.P99 < *row.P50 || *row.Max < *row.P99 || row.Rate <= 0 || *row.RatioToFloor <= 0 {
+			if row.Count < 4 || len(row.SamplesMS) != row.Count || row.Starts["cold"] != row.Count || *row.P50 <= 0 || *row.P99 < *row.P50 || *row.Max < *row.P99 || row.Rate <= 0 || row.CPUMS <= 0 || *row.RatioToFloor <= 0 {
+				t.Errorf("%+v", row)
+			}
+		case bench.Burst:
+			if row.Count != 20 || row.Concurrency != 20 || *row.ToPromised <= 0 || row.LastMS < *row.Max {
 				t.Errorf("%+v", row)
 			}
 		case bench.Density:
@@ -83,8 +87,8 @@ func TestBenchRows(t *testing.T) {
 		}
 	}
 	want := []string{"start tartarus", "start floor", "start tartarus", "start floor", "throughput tartarus", "throughput floor"}
-	if len(got) < len(want)+4 || !slices.Equal(got[:len(want)], want) ||
-		!slices.Equal(got[len(got)-4:], []string{"throughput, best tartarus", "throughput, best floor", "density tartarus", "density floor"}) {
+	if len(got) < len(want)+5 || !slices.Equal(got[:len(want)], want) ||
+		!slices.Equal(got[len(got)-5:], []string{"throughput, best tartarus", "throughput, best floor", "burst tartarus", "density tartarus", "density floor"}) {
 		t.Errorf("%q", got)
 	}
 	var table, again bytes.Buffer

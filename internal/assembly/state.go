@@ -26,7 +26,7 @@ const stateVersion = 1
 //	admin-token  the first token
 //	kvm.json     what the trial boot on KVM said
 //	up/          what an up keeps (home)
-//	local/ID/    what one run --local keeps (home), removed at its end
+//	local/ID/    what one run --local or bench keeps (home), removed at its end
 type paths struct{ root string }
 
 func (p paths) version() string     { return filepath.Join(p.root, "version") }

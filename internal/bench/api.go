@@ -30,7 +30,9 @@ type Caller struct {
 	stop func() bool
 }
 
-const callTimeout = 2 * time.Minute
+// callTimeout bounds one call, and one start outside the API: a VM of a burst
+// waits for those before it.
+const callTimeout = 10 * time.Minute
 
 // Connect makes a caller. Its connection ends with ctx; the caller closes it.
 func (a API) Connect(ctx context.Context) (*Caller, error) {

@@ -41,6 +41,7 @@ type Config struct {
 	Figures     []string      // at least one
 	Count       int           // starts at each concurrency, at least
 	Concurrency []int         // of start
+	Burst       int           // starts at one instant, after throughput; 0: none
 	VMs         int           // idle ones that density wants
 	MemoryMiB   int64         // that they may have of their own; half of what is free if 0
 	Idle        time.Duration // for which density looks at them
@@ -101,6 +102,8 @@ func (c Config) Validate() error {
 		return fault.Invalid("concurrency", "give one number or more", "no concurrency is given")
 	case c.Count < 1 || c.Count > maxCount:
 		return fault.Invalid("count", fmt.Sprintf("from 1 to %d", maxCount), "%d starts", c.Count)
+	case c.Burst < 0 || c.Burst > maxVMs:
+		return fault.Invalid("burst", fmt.Sprintf("from 0 to %d", maxVMs), "%d starts at one instant", c.Burst)
 	case c.VMs < 2 || c.VMs > maxVMs:
 		return fault.Invalid("vms", fmt.Sprintf("from 2 to %d: a first and a last", maxVMs), "%d VMs", c.VMs)
 	case c.Idle < time.Second || c.Idle > time.Hour:

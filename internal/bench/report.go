@@ -42,12 +42,19 @@ type Row struct {
 	Max  *float64 `json:"max_ms,omitempty"`
 	Rate float64  `json:"rate,omitempty"` // a second
 
+	// CPUMS is the CPU time of this process for each start: all but VMM and
+	// guest, with the client.
+	CPUMS float64 `json:"cpu_ms,omitempty"`
+
 	RatioToFloor  *float64 `json:"ratio_to_floor,omitempty"`
 	RatioToGVisor *float64 `json:"ratio_to_gvisor,omitempty"`
 
 	Starts    map[string]int     `json:"starts,omitempty"`    // cold, restored, standby
 	StagesMS  map[string]float64 `json:"stages_ms,omitempty"` // medians, from the request, by the records
 	SamplesMS []float64          `json:"samples_ms,omitempty"`
+
+	// ToPromised is how long a burst took over what the best rate promises.
+	ToPromised *float64 `json:"ratio_to_promised,omitempty"`
 
 	VMs         int      `json:"vms,omitempty"` // live
 	PrivateMiB  float64  `json:"private_mib,omitempty"`
@@ -101,7 +108,7 @@ func (r *Report) Table(w io.Writer) error {
 		show func(io.Writer, []Row)
 	}{
 		{func(row Row) bool {
-			return row.Figure == Start || row.Figure == Throughput || row.Figure == BestThroughput
+			return row.Figure == Start || row.Figure == Throughput || row.Figure == BestThroughput || row.Figure == Burst
 		}, r.startsTable},
 		{func(row Row) bool { return row.Figure == Density }, r.densityTable},
 		{func(row Row) bool { return row.Figure == Admit || row.Figure == Place }, r.partsTable},
@@ -135,15 +142,15 @@ func aligned(w io.Writer, show func(io.Writer)) {
 }
 
 func (r *Report) startsTable(w io.Writer, rows []Row) {
-	fmt.Fprintln(w, "figure\tat once\tof\truns\tfailed\tp50 ms\tp90\tp99\tmax\trate /s\t/ floor\t/ gVisor\tstarts")
+	fmt.Fprintln(w, "figure\tat once\tof\truns\tfailed\tp50 ms\tp90\tp99\tmax\trate /s\t/ floor\t/ gVisor\tCPU ms\tstarts")
 	for _, x := range rows {
 		cells(w, x.Figure, whole(x.Concurrency), x.Of, whole(x.Count), strconv.Itoa(x.Failures),
-			number(x.P50), number(x.P90), number(x.P99), number(x.Max), number(&x.Rate), number(x.RatioToFloor), r.gVisor(x), ways(x.Starts))
+			number(x.P50), number(x.P90), number(x.P99), number(x.Max), number(&x.Rate), number(x.RatioToFloor), gVisor(x), number(&x.CPUMS), ways(x.Starts))
 	}
 }
 
-// gVisor is the ratio to it; it says so where there is none.
-func (r *Report) gVisor(x Row) string {
+// gVisor is the ratio to it, if it took its turn.
+func gVisor(x Row) string {
 	if x.RatioToGVisor == nil {
 		return "-"
 	}
@@ -270,8 +277,11 @@ func (r *Report) legend(w io.Writer) error {
 		if row.Figure == Start && len(row.StagesMS) > 0 {
 			fmt.Fprintf(w, "\nstart, %d at once, medians in ms from the request, by the records: %s.", row.Concurrency, stages(row.StagesMS))
 		}
+		if row.ToPromised != nil {
+			fmt.Fprintf(w, "\nburst: all %d had ended after %s ms, %s × what the best rate above promises.", row.Count, number(&row.LastMS), number(row.ToPromised))
+		}
 		if row.Error != "" {
-			fmt.Fprintf(w, "\nstart, %d at once, of %s: the first failure: %q.", row.Concurrency, row.Of, row.Error)
+			fmt.Fprintf(w, "\n%s, %d at once, of %s: the first failure: %q.", row.Figure, row.Concurrency, row.Of, row.Error)
 		}
 	}
 	_, err := fmt.Fprintln(w)

@@ -4,6 +4,8 @@ import (
 	"context"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // contender is who starts VMs, or what goes for one elsewhere.
@@ -37,6 +39,7 @@ type series struct {
 	contender
 	starts []started
 	took   time.Duration // of all its turns
+	cpu    time.Duration // of this process in them
 }
 
 // rate is how many a second came to their end.
@@ -67,7 +70,9 @@ func inTurn(ctx context.Context, all []contender, n, atOnce int) ([]series, erro
 		for i := range all {
 			k := (t + i) % len(all)
 			out[k].contender = all[k]
+			before := ownCPU()
 			starts, took := together(ctx, all[k], each, atOnce)
+			out[k].cpu += ownCPU() - before
 			if err := ctx.Err(); err != nil {
 				return nil, err
 			}
@@ -94,6 +99,15 @@ func together(ctx context.Context, c contender, n, atOnce int) ([]started, time.
 	}
 	all.Wait()
 	return out, time.Since(began)
+}
+
+// ownCPU is what this process has used, without the VMMs.
+func ownCPU() time.Duration {
+	var u unix.Rusage
+	if unix.Getrusage(unix.RUSAGE_SELF, &u) != nil { // never, for oneself
+		return 0
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }

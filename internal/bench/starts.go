@@ -80,11 +80,37 @@ func (r *run) throughput(ctx context.Context) error {
 		}
 	}
 	r.report.Rows = append(r.report.Rows, bestRows(best)...)
+	return r.burst(ctx, best[ofTartarus].Rate)
+}
+
+// burst is many starts at one instant.
+func (r *run) burst(ctx context.Context, rate float64) error {
+	if r.Burst == 0 {
+		return nil
+	}
+	r.Step("burst: %d at once", r.Burst)
+	c := throughAPI(r.product.API, r.Shape)
+	starts, took := together(ctx, c, r.Burst, r.Burst)
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	row := rowsOf(Burst, r.Burst, []series{{contender: c, starts: starts, took: took}})[0]
+	row.LastMS = milliseconds(took)
+	if row.Failures == 0 && rate > 0 {
+		ratio := took.Seconds() * rate / float64(r.Burst)
+		row.ToPromised = &ratio
+	}
+	row.Includes = "as start, all asked for at one instant"
+	r.report.Rows = append(r.report.Rows, row)
 	return nil
 }
 
-// BestThroughput is the figure of the rows that say each one's best.
-const BestThroughput = "throughput, best"
+// The figures of rows that throughput has besides: each one's best, and many
+// at one instant.
+const (
+	BestThroughput = "throughput, best"
+	Burst          = "burst"
+)
 
 // bestRows are each contender's best concurrency, side by side.
 func bestRows(best map[string]Row) []Row {
@@ -111,6 +137,9 @@ func rowsOf(figure string, atOnce int, all []series) []Row {
 	var rows []Row
 	for _, s := range all {
 		row := Row{Figure: figure, Of: s.name, Concurrency: atOnce, Count: len(s.starts), Rate: s.rate(), Includes: s.includes, Starts: map[string]int{}}
+		if s.name == ofTartarus || s.name == ofFloor { // others are processes of their own
+			row.CPUMS = milliseconds(s.cpu) / float64(len(s.starts))
+		}
 		stages := map[string][]float64{}
 		for _, x := range s.starts {
 			if x.err != nil {

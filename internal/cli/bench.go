@@ -24,7 +24,8 @@ folder and nothing else, and all of it ends with the command.
 
 Figures:
   start       from the request to the first byte of output, at each concurrency
-  throughput  VMs a second, at rising concurrency until it does not grow
+  throughput  VMs a second, at rising concurrency until it does not grow, and a
+              burst
   density     idle VMs: memory and CPU of each, and the last start against the
               first
   admit       requests that are taken a second, each on disk before its answer
@@ -75,6 +76,7 @@ The exit code is 1 if a start failed; failures are counted in the report.`,
 	f.BoolVar(&o.Compare, "compare", false, "take turns with other sandboxes that are installed")
 	f.StringVar(&o.Template, "template", "base", "template `NAME`")
 	f.StringVar(&memory, "memory", "128MiB", "memory `SIZE` of each VM")
+	f.IntVar(&o.Burst, "burst", 100, "`NUMBER` of starts at one instant after throughput; 0: none")
 	f.IntVar(&o.VMs, "vms", 50, "`NUMBER` of idle VMs, for density")
 	f.StringVar(&limit, "memory-limit", "", "`SIZE` of memory of their own that idle VMs may have; without, half of what is free")
 	f.DurationVar(&o.Idle, "idle", 5*time.Second, "`TIME` for which density looks at idle VMs")

@@ -36,7 +36,7 @@ func TestBench(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 	if got.StateDir != "/s" || !slices.Equal(got.Figures, []string{"start", "density"}) || got.Count != 20 || !slices.Equal(got.Concurrency, []int{1, 2, 4, 8}) ||
-		got.VMs != 50 || got.MemoryLimitMiB != 0 || got.Idle != 5*time.Second || got.Template != "base" || got.MemoryMiB != 128 || got.Version != "1.2.3" {
+		got.Burst != 100 || got.VMs != 50 || got.MemoryLimitMiB != 0 || got.Idle != 5*time.Second || got.Template != "base" || got.MemoryMiB != 128 || got.Version != "1.2.3" {
 		t.Errorf("%+v", got)
 	}
 	r = call{inside: inside}.main(t, "bench", "start", "-n", "2", "-c", "1,3", "--compare", "--memory", "1GiB", "--memory-limit", "2g", "--vms", "7", "--idle", "1m", "-o", "json")

@@ -169,6 +169,7 @@ type BenchOptions struct {
 
 	Count          int   // starts at each concurrency, at least
 	Concurrency    []int // of start
+	Burst          int   // starts at one instant, after throughput; 0: none
 	VMs            int   // idle ones that density wants
 	MemoryLimitMiB int64 // that they may have of their own; half of what is free if 0
 	Idle           time.Duration

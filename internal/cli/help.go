@@ -73,7 +73,8 @@ func topics() []*cobra.Command {
 
 Exit codes of the other commands:
   0      done
-  1      it failed; doctor: something that runs need is missing
+  1      it failed; doctor: something that runs need is missing; bench: a start
+         failed
   2      the call was wrong: unknown command, flag or argument
 
 128+n stands for a command that signal n interrupted before there was a sandbox.`},
