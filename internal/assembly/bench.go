@@ -44,7 +44,7 @@ func (b *benching) run(ctx context.Context) (_ *bench.Report, err error) {
 	}
 	cfg := bench.Config{
 		Figures: o.Figures, Count: o.Count, Concurrency: o.Concurrency, Burst: o.Burst, VMs: o.VMs, MemoryMiB: o.MemoryLimitMiB, Idle: o.Idle, Compare: o.Compare,
-		Shape: bench.NewShape(o.Template, o.MemoryMiB), Rounds: benchRounds, Open: b.open,
+		Shape: bench.NewShape(o.Template, o.MemoryMiB), Standby: int(o.Standby), Rounds: benchRounds, Open: b.open,
 		Step: func(format string, args ...any) {
 			if o.Progress != nil {
 				o.Progress(cli.Step{Name: fmt.Sprintf(format, args...)})
@@ -93,7 +93,7 @@ func (b *benching) open(ctx context.Context, running int) (_ *bench.Product, err
 	watched := &watchedVMs{live: map[sandbox.ID]tartarus.VM{}}
 	ctx, cancel := context.WithCancel(ctx)
 	cfg := Config{
-		StateDir: b.o.StateDir, Policy: policy, VMM: b.o.VMM, Local: true, Socket: true, Templates: []string{b.o.Template}, Progress: b.o.Progress,
+		StateDir: b.o.StateDir, Policy: policy, VMM: b.o.VMM, Standby: int(b.o.Standby), Local: true, Socket: true, Templates: []string{b.o.Template}, Progress: b.o.Progress,
 		Logger:   newLogger(stderr(), cli.LogText, b.o.Verbose, slog.LevelError),
 		Driver:   func(d tartarus.Driver) tartarus.Driver { watched.Driver = d; return watched },
 		Capacity: sandbox.Capacity{VCPUs: 1 << 20, MemoryMiB: 1 << 40, DiskMiB: 1 << 40}, Beside: bench.MaxConcurrency,
@@ -142,8 +142,32 @@ func (b *benching) floor(ctx context.Context, e *embedded, d tartarus.Driver) (f
 	if f.Root, err = e.images.RootDisk(ctx, t.Digest); err != nil {
 		return f, err
 	}
-	f.Scratch, err = lethe.Open(lethe.Config{Dir: e.paths.lethe(), Log: e.log})
+	if f.Scratch, err = lethe.Open(lethe.Config{Dir: e.paths.lethe(), Log: e.log}); err != nil {
+		return f, err
+	}
+	f.Memory, f.State, err = b.snapshot(ctx, e, t.Digest, bundle.Digest)
 	return f, err
+}
+
+// snapshot has the shape's snapshot made if it is not there, as setup does, and
+// tells where its files are; "" where the driver makes none.
+func (b *benching) snapshot(ctx context.Context, e *embedded, template, bundle sandbox.Digest) (memory, state string, err error) {
+	if !e.driver.Info().CanSnapshot {
+		return "", "", nil
+	}
+	if b.o.Progress != nil {
+		b.o.Progress(cli.Step{Name: "snapshot of template " + b.o.Template + ": looking for it, or booting one"})
+	}
+	s := bench.NewShape(b.o.Template, b.o.MemoryMiB)
+	shape := e.snapshots.Shape(template, bundle, sandbox.Resources{VCPUs: s.VCPUs, MemoryMiB: s.MemoryMiB, DiskMiB: s.DiskMiB, Processes: s.Processes})
+	if err := e.snapshots.Make(ctx, shape); err != nil {
+		return "", "", err
+	}
+	files, err := e.images.Snapshot(ctx, shape)
+	if err != nil {
+		return "", "", err
+	}
+	return files.Memory.Name(), files.State.Name(), files.Close()
 }
 
 // watchedVMs is a driver that knows which of its VMs live.

@@ -47,6 +47,7 @@ type Config struct {
 	Idle        time.Duration // for which density looks at them
 	Compare     bool          // with other sandboxes, too
 	Shape       Shape
+	Standby     int // VMs that wait, at most, for the report
 	Rounds      int // of admit and place
 
 	Dir  string                                                   // a private folder for what is made meanwhile; the caller removes it
@@ -145,7 +146,7 @@ func Run(ctx context.Context, c Config) (_ *Report, err error) {
 		c.Step = func(string, ...any) {}
 	}
 	c.Concurrency = slices.Compact(slices.Sorted(slices.Values(c.Concurrency)))
-	r := &run{Config: c, report: Report{Circumstances: measure.Now(), Shape: c.Shape}}
+	r := &run{Config: c, report: Report{Circumstances: measure.Now(), Shape: c.Shape, Standby: c.Standby}}
 	defer func() { err = errors.Join(err, r.closeProduct()) }()
 	for _, f := range []struct {
 		name string
@@ -173,12 +174,8 @@ func (r *run) open(ctx context.Context) (err error) {
 	if r.product, err = r.Open(ctx, unlimited); err != nil {
 		return err
 	}
-	if r.note(r.product).CanSnapshot {
-		r.Step("the floor's snapshot: a VM boots for it")
-	}
-	if r.floor, err = openFloor(ctx, r.product.Floor, r.Shape); err != nil {
-		return fmt.Errorf("the raw floor: %w", err)
-	}
+	r.note(r.product)
+	r.floor = &floor{r.product.Floor, r.Shape}
 	if r.Compare {
 		r.Step("looking for other sandboxes")
 		r.others, r.report.Notes = findOthers(ctx, filepath.Join(r.Dir, "others"))
@@ -187,21 +184,16 @@ func (r *run) open(ctx context.Context) (err error) {
 }
 
 // note writes down what VMs run in.
-func (r *run) note(p *Product) tartarus.Info {
+func (r *run) note(p *Product) {
 	info := p.Floor.Driver.Info()
 	r.report.Driver, r.report.DriverVersion, r.report.Accelerator = info.Name, info.Version, info.Accelerator
-	return info
 }
 
 func (r *run) closeProduct() error {
 	if r.product == nil {
 		return nil
 	}
-	var err error
-	if r.floor != nil {
-		err = r.floor.close()
-	}
-	err = errors.Join(err, r.product.Close())
+	err := r.product.Close()
 	r.product, r.floor = nil, nil
 	return err
 }

@@ -26,6 +26,7 @@ type Floor struct {
 	Driver                  tartarus.Driver
 	Kernel, Initrd, Cmdline string
 	Root                    string // the template's disk
+	Memory, State           string // files of the snapshot that VMs go on from; "" where there is none: they boot
 	Scratch                 *lethe.Store
 	Dir                     string // each VM's folder is made in it
 	FirstUID                int    // of MaxConcurrency that VMMs run as; 0: the driver's choice
@@ -36,15 +37,8 @@ type Floor struct {
 // protocol, with no API, judges, ledger, queue, scheduler and node agent.
 type floor struct {
 	Floor
-	shape    Shape
-	snapshot string // folder of the one that VMs go on from; "" where the driver makes none: they boot
+	shape Shape
 }
-
-// The files of a snapshot.
-const (
-	memoryFile = "memory"
-	stateFile  = "state"
-)
 
 // How VMs of the floor start, as records say it.
 const (
@@ -55,58 +49,16 @@ const (
 // killTimeout bounds the end of a VM.
 const killTimeout = 20 * time.Second
 
-func openFloor(ctx context.Context, f Floor, s Shape) (*floor, error) {
-	out := &floor{Floor: f, shape: s}
-	if !f.Driver.Info().CanSnapshot {
-		return out, nil
-	}
-	dir := filepath.Join(f.Dir, "snapshot")
-	if err := out.save(ctx, dir); err != nil {
-		return nil, errors.Join(err, os.RemoveAll(dir))
-	}
-	out.snapshot = dir
-	return out, nil
-}
+// restored reports whether VMs go on from a snapshot; else they boot.
+func (f *floor) restored() bool { return f.Memory != "" }
 
-func (f *floor) close() error {
-	if f.snapshot == "" {
-		return nil
-	}
-	return os.RemoveAll(f.snapshot)
-}
-
-// save boots a VM to where its guest waits for orders, and saves it.
-func (f *floor) save(ctx context.Context, dir string) (err error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
-	files, done, err := openSnapshot(dir, os.O_RDWR|os.O_CREATE|os.O_EXCL)
-	if err != nil {
-		return err
-	}
-	defer done()
-	place, spec, err := f.prepare(ctx, 0)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, f.remove(place)) }()
-	spec.Save = files
-	vm, _, err := tartarus.Boot(ctx, f.Driver, spec, func(ctx context.Context, vm tartarus.VM) error {
-		return guestdial.Hello(ctx, guestdial.Config{Dial: vm.Dial})
-	}, tartarus.BootPolicy{})
-	if err != nil {
-		return err
-	}
-	return errors.Join(vm.Save(ctx), kill(ctx, vm))
-}
-
-// openSnapshot opens the files of a snapshot; done closes them.
-func openSnapshot(dir string, flags int) (_ *tartarus.SnapshotFiles, done func(), err error) {
-	memory, err := os.OpenFile(filepath.Join(dir, memoryFile), flags, 0o600)
+// openSnapshot opens the files that a VM goes on from; done closes them.
+func (f *floor) openSnapshot() (_ *tartarus.SnapshotFiles, done func(), err error) {
+	memory, err := os.Open(f.Memory)
 	if err != nil {
 		return nil, nil, err
 	}
-	state, err := os.OpenFile(filepath.Join(dir, stateFile), flags, 0o600)
+	state, err := os.Open(f.State)
 	if err != nil {
 		memory.Close()
 		return nil, nil, err
@@ -122,8 +74,8 @@ func kill(ctx context.Context, vm tartarus.VM) error {
 
 func (f *floor) contender() contender {
 	how := "a VM that boots for it, for the driver makes no snapshots here"
-	if f.snapshot != "" {
-		how = "a VM restored from a snapshot that was made before"
+	if f.restored() {
+		how = "a VM restored from the same snapshot, which was made before"
 	}
 	return contender{
 		name: ofFloor,
@@ -187,8 +139,8 @@ func (f *floor) boot(ctx context.Context, worker int) (_ *bareVM, err error) {
 			err = errors.Join(err, v.end(ctx))
 		}
 	}()
-	if f.snapshot != "" {
-		files, done, err := openSnapshot(f.snapshot, os.O_RDONLY)
+	if f.restored() {
+		files, done, err := f.openSnapshot()
 		if err != nil {
 			return nil, err
 		}
@@ -270,7 +222,7 @@ func (f *floor) once(ctx context.Context, worker int) (s started) {
 	}
 	s.err = errors.Join(err, v.end(ctx))
 	s.how = startCold
-	if f.snapshot != "" {
+	if f.restored() {
 		s.how = startRestored
 	}
 	return s

@@ -86,8 +86,12 @@ func startProgram(ctx context.Context, path string, args []string) (s started) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, path, args...)
-	// A group, so that all of it can be killed; and it ends with us.
+	// A group, so that all of it can be killed; and it ends with us. As root in
+	// mounts of its own, because runsc leaves one.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	if os.Geteuid() == 0 {
+		cmd.SysProcAttr.Unshareflags = syscall.CLONE_NEWNS
+	}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = killTimeout
 	var said bytes.Buffer
@@ -148,12 +152,13 @@ func prepareRunsc(_ context.Context, _, dir string) (func(int64) []string, error
 	if err := os.WriteFile(filepath.Join(dir, "config.json"), config, 0o600); err != nil {
 		return nil, err
 	}
-	common := []string{"--root", filepath.Join(dir, "state"), "--network=none", "--ignore-cgroups"}
-	if os.Geteuid() != 0 {
-		common = append(common, "--rootless")
-	}
 	return func(n int64) []string {
-		return append(append([]string(nil), common...), "run", "--bundle", dir, "tartarus-bench-"+strconv.Itoa(os.Getpid())+"-"+strconv.FormatInt(n, 10))
+		name := strconv.FormatInt(n, 10)
+		args := []string{"--root", filepath.Join(dir, "state-"+name), "--network=none", "--ignore-cgroups"}
+		if os.Geteuid() != 0 {
+			args = append(args, "--rootless")
+		}
+		return append(args, "run", "--bundle", dir, "tartarus-bench-"+strconv.Itoa(os.Getpid())+"-"+name)
 	}, nil
 }
 

@@ -22,6 +22,7 @@ type Report struct {
 	DriverVersion string `json:"driver_version,omitempty"`
 	Accelerator   string `json:"accelerator,omitempty"`
 	Shape         Shape  `json:"shape"`
+	Standby       int    `json:"standby"` // VMs that wait for a sandbox, at most
 
 	Notes []string `json:"notes,omitempty"` // of what else is installed, and what is not
 	Rows  []Row    `json:"rows"`
@@ -97,8 +98,8 @@ func (r *Report) Table(w io.Writer) error {
 	}
 	if r.Driver != "" {
 		s := r.Shape
-		fmt.Fprintf(w, "driver   %s %s %s\nshape    template %s, %d vCPU, %d MiB of memory, %d MiB of disk, %s\n", r.Driver, r.DriverVersion, r.Accelerator,
-			s.Template, s.VCPUs, s.MemoryMiB, s.DiskMiB, strings.Join(s.Command, " "))
+		fmt.Fprintf(w, "driver   %s %s %s\nshape    template %s, %d vCPU, %d MiB of memory, %d MiB of disk, %s\nstandby  %d VMs at most\n", r.Driver, r.DriverVersion, r.Accelerator,
+			s.Template, s.VCPUs, s.MemoryMiB, s.DiskMiB, strings.Join(s.Command, " "), r.Standby)
 	}
 	for _, n := range r.Notes {
 		fmt.Fprintf(w, "note     %s\n", n)

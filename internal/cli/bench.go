@@ -39,6 +39,7 @@ can. Ratios of one run travel; milliseconds are this machine's, today. With
 The exit code is 1 if a start failed; failures are counted in the report.`,
 		Example: `  tartarus bench start throughput density --compare
   tartarus bench start -n 50 --concurrency 1,4
+  tartarus bench start --standby 16
   tartarus bench density --vms 500
   tartarus bench admit place -o json`,
 		Args: func(c *cobra.Command, args []string) error {
@@ -80,6 +81,7 @@ The exit code is 1 if a start failed; failures are counted in the report.`,
 	f.IntVar(&o.VMs, "vms", 50, "`NUMBER` of idle VMs, for density")
 	f.StringVar(&limit, "memory-limit", "", "`SIZE` of memory of their own that idle VMs may have; without, half of what is free")
 	f.DurationVar(&o.Idle, "idle", 5*time.Second, "`TIME` for which density looks at idle VMs")
+	settingFlag(f, &o.Standby, "standby", "")
 	o.VMM.flags(c)
 	a.outputFlag(c, "table")
 	return c

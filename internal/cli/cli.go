@@ -174,6 +174,7 @@ type BenchOptions struct {
 	MemoryLimitMiB int64 // that they may have of their own; half of what is free if 0
 	Idle           time.Duration
 	Compare        bool // with other sandboxes that are installed
+	Standby        uint // VMs that wait for a sandbox, at most
 	Template       string
 	MemoryMiB      int64 // of each VM
 
