@@ -174,12 +174,15 @@ func (b *benching) snapshot(ctx context.Context, e *embedded, template, bundle s
 type watchedVMs struct {
 	tartarus.Driver
 
-	mu   sync.Mutex
-	live map[sandbox.ID]tartarus.VM
+	mu       sync.Mutex
+	live     map[sandbox.ID]tartarus.VM
+	starting int
 }
 
 // Start makes a VM, as tartarus.Driver says.
 func (w *watchedVMs) Start(ctx context.Context, s tartarus.Spec) (tartarus.VM, error) {
+	w.count(1)
+	defer w.count(-1)
 	vm, err := w.Driver.Start(ctx, s)
 	if err == nil {
 		w.mu.Lock()
@@ -189,8 +192,14 @@ func (w *watchedVMs) Start(ctx context.Context, s tartarus.Spec) (tartarus.VM, e
 	return vm, err
 }
 
-// all are those that live.
-func (w *watchedVMs) all() []tartarus.VM {
+func (w *watchedVMs) count(n int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.starting += n
+}
+
+// all are those that live, and how many more are being started.
+func (w *watchedVMs) all() ([]tartarus.VM, int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	maps.DeleteFunc(w.live, func(_ sandbox.ID, vm tartarus.VM) bool {
@@ -201,5 +210,5 @@ func (w *watchedVMs) all() []tartarus.VM {
 			return false
 		}
 	})
-	return slices.Collect(maps.Values(w.live))
+	return slices.Collect(maps.Values(w.live)), w.starting
 }

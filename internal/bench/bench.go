@@ -118,8 +118,8 @@ func (c Config) Validate() error {
 // Product is a Tartarus that is measured.
 type Product struct {
 	API    API
-	Ledger string               // its file
-	VMs    func() []tartarus.VM // that it runs now, standbys with them
+	Ledger string                                   // its file
+	VMs    func() (vms []tartarus.VM, starting int) // that it runs now, standbys with them, and how many more it starts
 	Floor  Floor
 	Close  func() error
 }
@@ -200,7 +200,44 @@ func (r *run) closeProduct() error {
 
 // contenders are those that take turns, Tartarus and its floor first.
 func (r *run) contenders() []contender {
-	return append([]contender{throughAPI(r.product.API, r.Shape), r.floor.contender()}, r.others...)
+	us := throughAPI(r.product.API, r.Shape)
+	if r.Standby > 0 {
+		us.rest = r.product.refill
+		us.includes += "; the rate counts the making of new standbys, too"
+	}
+	return append([]contender{us, r.floor.contender()}, r.others...)
+}
+
+const (
+	calmLook  = 100 * time.Millisecond
+	calmLooks = 3                    // in a row without work
+	calmCPU   = 2 * time.Millisecond // of all VMs in one look: no work
+	calmest   = 30 * time.Second     // until it counts as calm, whatever it does
+)
+
+// refill waits until the standbys that a turn took are there again: what that
+// costs is that turn's, and not that of whoever comes next.
+func (p *Product) refill(ctx context.Context) (time.Duration, error) {
+	began := time.Now()
+	quiet := began // since when there was no work
+	before, n := 0.0, 0
+	for calm := 0; calm < calmLooks && time.Since(began) < calmest; {
+		if err := pause(ctx, calmLook); err != nil {
+			return 0, err
+		}
+		vms, starting := p.VMs()
+		used, err := sum(vms)
+		if err != nil {
+			return 0, err
+		}
+		if starting == 0 && len(vms) == n && used.cpu-before < calmCPU.Seconds() {
+			calm++
+		} else {
+			calm, quiet = 0, time.Now()
+		}
+		before, n = used.cpu, len(vms)
+	}
+	return quiet.Sub(began), nil
 }
 
 func (r *run) admit(ctx context.Context) (err error) {

@@ -10,8 +10,11 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
+
+	"github.com/tartarus-vm/tartarus/internal/node/tartarus"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -100,5 +103,18 @@ func TestOthers(t *testing.T) {
 	do, _ := found[0].worker(t.Context(), 0)
 	if s := do(); s.err == nil || !strings.Contains(fmt.Sprint(s.err), "exit status 3") {
 		t.Errorf("%+v", s)
+	}
+}
+
+// TestRefillIsWaitedFor: a turn ends when nothing is started any more.
+func TestRefillIsWaitedFor(t *testing.T) {
+	looks := 0
+	p := &Product{VMs: func() ([]tartarus.VM, int) {
+		looks++
+		return nil, max(0, 3-looks)
+	}}
+	took, err := p.refill(t.Context())
+	if err != nil || took < calmLook || took > time.Duration(looks-1)*calmLook+time.Second || looks != 2+calmLooks {
+		t.Errorf("%v after %d looks, %v", took, looks, err)
 	}
 }

@@ -55,7 +55,7 @@ func (r *run) density(ctx context.Context) error {
 // crowd is idle sandboxes.
 type crowd struct {
 	api  API
-	vms  func() []tartarus.VM
+	vms  func() ([]tartarus.VM, int)
 	body string
 
 	mu  sync.Mutex
@@ -124,7 +124,8 @@ func (r *run) fill(ctx context.Context, c *crowd, limit int64) (row Row, err err
 	}
 	stopped := "the count was reached"
 	for len(c.ids) < r.VMs-1 {
-		used, err := sum(c.vms())
+		vms, _ := c.vms()
+		used, err := sum(vms)
 		if err != nil {
 			return row, err
 		}
@@ -151,9 +152,10 @@ func (r *run) fill(ctx context.Context, c *crowd, limit int64) (row Row, err err
 	if err != nil {
 		return row, err
 	}
+	vms, _ := c.vms()
 	ratio := last / first
 	return Row{
-		Figure: Density, Of: ofTartarus, Count: live, VMs: live,
+		Figure: Density, Of: ofTartarus, Count: live, VMs: live, AllVMs: len(vms),
 		PrivateMiB: mebibytes(used.bytes) / float64(live), CPUPercent: 100 * used.cpu / float64(live),
 		FirstMS: first, LastMS: last, LastToFirst: &ratio,
 		Includes: "sandboxes that sleep, started through the API until " + stopped + ": memory that is the VMM's own and CPU of all VMs of the host, standbys with them, shared out to the sandboxes; " +
@@ -181,9 +183,9 @@ func (r *run) floorDensity(ctx context.Context, n int) (row Row, err error) {
 			return row, err
 		}
 	}
-	used, err := watch(ctx, func() []tartarus.VM { return vms }, r.Idle)
+	used, err := watch(ctx, func() ([]tartarus.VM, int) { return vms, 0 }, r.Idle)
 	return Row{
-		Figure: Density, Of: ofFloor, Count: n, VMs: n,
+		Figure: Density, Of: ofFloor, Count: n, VMs: n, AllVMs: n,
 		PrivateMiB: mebibytes(used.bytes) / float64(n), CPUPercent: 100 * used.cpu / float64(n),
 		Includes: "the same of VMs by the bare loop",
 	}, err
@@ -213,11 +215,12 @@ func sum(vms []tartarus.VM) (u use, err error) {
 }
 
 // watch is what VMs have, and how many cores they use, over some time.
-func watch(ctx context.Context, vms func() []tartarus.VM, d time.Duration) (use, error) {
+func watch(ctx context.Context, live func() ([]tartarus.VM, int), d time.Duration) (use, error) {
 	if err := pause(ctx, settle); err != nil {
 		return use{}, err
 	}
-	before, err := sum(vms())
+	vms, _ := live()
+	before, err := sum(vms)
 	if err != nil {
 		return use{}, err
 	}
@@ -225,7 +228,8 @@ func watch(ctx context.Context, vms func() []tartarus.VM, d time.Duration) (use,
 	if err := pause(ctx, d); err != nil {
 		return use{}, err
 	}
-	after, err := sum(vms())
+	vms, _ = live()
+	after, err := sum(vms)
 	after.cpu = max(0, after.cpu-before.cpu) / time.Since(began).Seconds()
 	return after, err
 }

@@ -57,7 +57,8 @@ type Row struct {
 	// ToPromised is how long a burst took over what the best rate promises.
 	ToPromised *float64 `json:"ratio_to_promised,omitempty"`
 
-	VMs         int      `json:"vms,omitempty"` // live
+	VMs         int      `json:"vms,omitempty"`     // sandboxes that live
+	AllVMs      int      `json:"all_vms,omitempty"` // and standbys
 	PrivateMiB  float64  `json:"private_mib,omitempty"`
 	CPUPercent  float64  `json:"cpu_percent,omitempty"` // of a core, each
 	FirstMS     float64  `json:"first_ms,omitempty"`
@@ -159,9 +160,9 @@ func gVisor(x Row) string {
 }
 
 func (r *Report) densityTable(w io.Writer, rows []Row) {
-	fmt.Fprintln(w, "figure\tof\tVMs\tMiB private, each\t% of a core, each\tfirst ms\tlast ms\tlast / first\t/ floor (MiB)")
+	fmt.Fprintln(w, "figure\tof\tVMs\twith standbys\tMiB private, each\t% of a core, each\tfirst ms\tlast ms\tlast / first\t/ floor (MiB)")
 	for _, x := range rows {
-		cells(w, x.Figure, x.Of, whole(x.VMs), number(&x.PrivateMiB), number(&x.CPUPercent), number(&x.FirstMS), number(&x.LastMS), number(x.LastToFirst), number(x.RatioToFloor))
+		cells(w, x.Figure, x.Of, whole(x.VMs), whole(x.AllVMs), number(&x.PrivateMiB), number(&x.CPUPercent), number(&x.FirstMS), number(&x.LastMS), number(x.LastToFirst), number(x.RatioToFloor))
 	}
 }
 

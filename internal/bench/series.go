@@ -16,6 +16,10 @@ type contender struct {
 	// worker makes one of those who start, one after the other; n tells them
 	// apart.
 	worker func(ctx context.Context, n int) (do func() started, end func())
+
+	// rest, if not nil, returns once what a turn left to do in the background
+	// is done, and how long that took: it counts as part of the turn.
+	rest func(ctx context.Context) (time.Duration, error)
 }
 
 // The names of contenders that others are compared with.
@@ -72,6 +76,13 @@ func inTurn(ctx context.Context, all []contender, n, atOnce int) ([]series, erro
 			out[k].contender = all[k]
 			before := ownCPU()
 			starts, took := together(ctx, all[k], each, atOnce)
+			if rest := all[k].rest; rest != nil {
+				more, err := rest(ctx)
+				if err != nil {
+					return nil, err
+				}
+				took += more
+			}
 			out[k].cpu += ownCPU() - before
 			if err := ctx.Err(); err != nil {
 				return nil, err
