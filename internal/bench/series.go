@@ -76,6 +76,7 @@ func inTurn(ctx context.Context, all []contender, n, atOnce int) ([]series, erro
 			out[k].contender = all[k]
 			before := ownCPU()
 			starts, took := together(ctx, all[k], each, atOnce)
+			out[k].cpu += ownCPU() - before // looking on, as rest does, is not part of it
 			if rest := all[k].rest; rest != nil {
 				more, err := rest(ctx)
 				if err != nil {
@@ -83,7 +84,6 @@ func inTurn(ctx context.Context, all []contender, n, atOnce int) ([]series, erro
 				}
 				took += more
 			}
-			out[k].cpu += ownCPU() - before
 			if err := ctx.Err(); err != nil {
 				return nil, err
 			}
