@@ -43,8 +43,8 @@ type Row struct {
 	Max  *float64 `json:"max_ms,omitempty"`
 	Rate float64  `json:"rate,omitempty"` // a second
 
-	// CPUMS is the CPU time of this process for each start: all but VMM and
-	// guest, with the client.
+	// CPUMS is the CPU time of this process for each: all but VMM and guest,
+	// with the client.
 	CPUMS float64 `json:"cpu_ms,omitempty"`
 
 	RatioToFloor  *float64 `json:"ratio_to_floor,omitempty"`
@@ -82,8 +82,7 @@ func (r *Report) take(figure string, rows []measure.Row) {
 		case "ms":
 			row.P99 = &m.Value
 		case "µs":
-			ms := m.Value / 1000
-			row.P50 = &ms
+			row.CPUMS = m.Value / 1000
 		}
 		if m.Ratio > 0 {
 			row.RatioToFloor = &m.Ratio
@@ -167,9 +166,9 @@ func (r *Report) densityTable(w io.Writer, rows []Row) {
 }
 
 func (r *Report) partsTable(w io.Writer, rows []Row) {
-	fmt.Fprintln(w, "figure\tof\trate /s\tp50 ms\tp99 ms\t/ floor")
+	fmt.Fprintln(w, "figure\tof\trate /s\tp99 ms\tCPU ms\t/ floor")
 	for _, x := range rows {
-		cells(w, x.Figure, x.Of, number(&x.Rate), number(x.P50), number(x.P99), number(x.RatioToFloor))
+		cells(w, x.Figure, x.Of, number(&x.Rate), number(x.P99), number(&x.CPUMS), number(x.RatioToFloor))
 	}
 }
 
