@@ -139,7 +139,10 @@ func (b boot) cmdline() string {
 		words = append(words, "quiet")
 	}
 	if b.tscKHz > 0 && b.accel == "tcg" {
-		words = append(words, "tsc_early_khz="+strconv.FormatInt(b.tscKHz, 10))
+		// reliable: the kernel would otherwise judge it by counting ticks, lose
+		// some on a busy host, and tell the time by those that are left from
+		// then on; in all that go on from a snapshot of such a guest, too.
+		words = append(words, "tsc_early_khz="+strconv.FormatInt(b.tscKHz, 10), "tsc=reliable")
 	}
 	if c := strings.TrimSpace(b.spec.Cmdline); c != "" {
 		words = append(words, c)

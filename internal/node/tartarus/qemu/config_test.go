@@ -98,7 +98,7 @@ func TestArgs(t *testing.T) {
 		"-nodefaults", "-no-user-config", "mem-merge=off", "dump-guest-core=off", fmt.Sprintf("tcg,thread=multi,tb-size=%d", translationMiB),
 		"on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny", "size=256M,merge=off,dump=off", "-smp\n2",
 		"node-name=root,filename=/dev/fdset/5,locking=off,drop-cache=off,read-only=on", "guest=" + string(s.ID), "size=65536",
-		"tsc_early_khz=2600000 tartarus.x=1 -- y",
+		"tsc_early_khz=2600000 tsc=reliable tartarus.x=1 -- y",
 	} {
 		if !strings.Contains(all, want) {
 			t.Errorf("%q is missing in\n%s", want, all)
@@ -111,7 +111,7 @@ func TestArgs(t *testing.T) {
 	}
 	b.accel = "kvm"
 	all = strings.Join(b.args(), "\n")
-	if strings.Contains(all, "tsc_early") || !slices.Contains(b.args(), "host") {
+	if strings.Contains(all, "tsc") || !slices.Contains(b.args(), "host") {
 		t.Errorf("with KVM:\n%s", all)
 	}
 	if translationMiB+32 > sandbox.VMOverheadMiB {

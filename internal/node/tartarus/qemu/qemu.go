@@ -161,7 +161,7 @@ func New(ctx context.Context, cfg Config) (*Driver, error) {
 
 // snapshotFormat is part of what a snapshot is valid for: it changes with
 // what args makes of a VM.
-const snapshotFormat = 1
+const snapshotFormat = 2
 
 // identity is what must not differ between a VM that is saved and one that
 // goes on from there. The clock counts in MHz: measured twice, the same one
