@@ -105,11 +105,15 @@ func identify(s *guestwire.Setup) {
 	}
 }
 
+// minEntropy is what the kernel's generator takes to be ready.
+const minEntropy = 32
+
 // addEntropy gives the host's random bytes to the kernel's generator, counted,
-// and has it take them into use at once.
+// and has it take them into use at once. Without them no command may run: what
+// the generator has without is the same in all clones of a snapshot.
 func addEntropy(b []byte) error {
-	if len(b) == 0 {
-		return nil
+	if len(b) < minEntropy {
+		return errors.New("the host gave " + strconv.Itoa(len(b)) + " random bytes, not " + strconv.Itoa(minEntropy))
 	}
 	fd, err := unix.Open("/dev/random", unix.O_WRONLY|unix.O_CLOEXEC, 0)
 	if err != nil {

@@ -158,6 +158,9 @@ func TestVM(t *testing.T) {
 		t.Skip("-short: boots a real VM")
 	}
 	b := boot(t)
+	if err := b.Setup(t.Context(), guestwire.Setup{Entropy: make([]byte, 31)}); err == nil {
+		t.Fatal("it is set up without randomness of the host")
+	}
 	now := time.Now()
 	err := b.Setup(t.Context(), guestwire.Setup{
 		Hostname: string(b.id), WallClock: now.UnixNano(), Entropy: make([]byte, 64),

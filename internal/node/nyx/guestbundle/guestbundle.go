@@ -203,5 +203,6 @@ func (c Config) scratch() (dir string, done func(), err error) {
 	return dir, func() { os.RemoveAll(dir) }, err
 }
 
-// cached is the folder of a prepared kernel.
-func (c Config) cached(key string) string { return filepath.Join(c.CacheDir, "kernel-"+key) }
+// cached is the folder of a prepared kernel. The prefix changes with what is
+// wanted of one.
+func (c Config) cached(key string) string { return filepath.Join(c.CacheDir, "kernel-2-"+key) }

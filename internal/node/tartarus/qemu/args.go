@@ -80,7 +80,6 @@ func (b boot) args() []string {
 		"-chardev", "ringbuf,id=" + ringID + ",size=" + strconv.Itoa(tartarus.ConsoleBytes), "-serial", "chardev:" + ringID,
 		"-device", "virtio-serial-device",
 		"-chardev", socketChardev("channel", fdGuest), "-device", "virtserialport,chardev=channel,id=" + portID + ",name=" + portName,
-		"-object", "rng-builtin,id=rng", "-device", "virtio-rng-device,rng=rng",
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
 	}
 	if b.spec.Restore == nil { // what is restored has its kernel in memory
