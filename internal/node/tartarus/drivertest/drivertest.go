@@ -46,6 +46,10 @@ type Harness struct {
 	Echo  []string
 	Flood func(bytes int) []string
 
+	// Shell runs a script in the guest, as sh -c does. With it clones of a
+	// snapshot are compared; nil where the guest is not a real one.
+	Shell []string
+
 	// Flooding is how many bytes Flood is told to write; 8 times ConsoleBytes
 	// if zero. Less is for where a byte takes a millisecond.
 	Flooding int

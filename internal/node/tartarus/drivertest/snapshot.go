@@ -65,8 +65,9 @@ func (k *kit) save(t *testing.T, dir string) *tartarus.SnapshotFiles {
 	return s.Save
 }
 
-// resume starts a VM from a snapshot and sets its guest up.
-func (k *kit) resume(t *testing.T, from *tartarus.SnapshotFiles) (tartarus.VM, *guestdial.Session) {
+// resume starts a VM from a snapshot and sets its guest up, at that time of
+// its day.
+func (k *kit) resume(t *testing.T, from *tartarus.SnapshotFiles, clock time.Time) (tartarus.VM, *guestdial.Session) {
 	t.Helper()
 	s := k.spec(t)
 	s.Restore = Stored(t, from)
@@ -86,7 +87,7 @@ func (k *kit) resume(t *testing.T, from *tartarus.SnapshotFiles) (tartarus.VM, *
 	t.Cleanup(func() { _ = session.Close() })
 	answered := time.Since(began)
 	setup := k.setup
-	setup.Hostname, setup.Entropy, setup.WallClock = string(s.ID), bytes.Repeat([]byte(s.ID), 2), time.Now().UnixNano()
+	setup.Hostname, setup.Entropy, setup.WallClock = string(s.ID), bytes.Repeat([]byte(s.ID), 2), clock.UnixNano()
 	if err := session.Setup(k.ctx(t), setup); err != nil {
 		t.Fatal(err)
 	}
@@ -108,18 +109,21 @@ func snapshots(t *testing.T, k *kit) {
 	}
 	from := k.save(t, t.TempDir())
 	before := contents(t, from.Memory)
-	one, first := k.resume(t, from)
-	two, second := k.resume(t, from)
 	began := time.Now()
+	one, first := k.resume(t, from, began)
+	two, second := k.resume(t, from, began.Add(-setBack))
+	resumed := time.Now()
 	for i, s := range []*guestdial.Session{first, second} {
 		if got := k.command(t, s, 1, append(append([]string{}, k.h.Echo...), "hello")); got != "hello\n" {
 			t.Errorf("clone %d says %q", i, got)
 		}
 	}
-	t.Logf("two commands took %v", time.Since(began))
+	t.Logf("two commands took %v", time.Since(resumed))
+	found := k.lookAt(t, first, began, began)
 	sampleSane(t, one, tartarus.Spec{})
 	k.kill(t, one)
 	redial(t, k, two, second)
+	k.differ(t, found, k.lookAt(t, second, began, began.Add(-setBack)))
 	if got := k.command(t, second, 4, append(append([]string{}, k.h.Echo...), "still here")); got != "still here\n" {
 		t.Errorf("the other clone says %q", got)
 	}

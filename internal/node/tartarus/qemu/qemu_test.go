@@ -196,7 +196,8 @@ func TestDriver(t *testing.T) {
 		Flood: func(n int) []string {
 			return []string{"sh", "-c", "mknod /dev/c c 4 64; yes | head -c " + strconv.Itoa(n) + " >/dev/c"}
 		},
-		User: "root",
+		User:  "root",
+		Shell: []string{"sh", "-c"},
 	})
 	t.Logf("in all %v", time.Since(began))
 }
