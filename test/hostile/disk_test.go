@@ -61,7 +61,7 @@ func mountSmall(t *testing.T, state string) {
 		if err == nil && d.Type().IsRegular() {
 			var i os.FileInfo
 			if i, err = d.Info(); err == nil {
-				size += i.Size()
+				size += i.Sys().(*syscall.Stat_t).Blocks * 512
 			}
 		}
 		return err

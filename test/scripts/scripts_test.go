@@ -38,6 +38,7 @@ import (
 	"github.com/tartarus-vm/tartarus/internal/cli"
 	"github.com/tartarus-vm/tartarus/internal/node/launcher"
 	"github.com/tartarus-vm/tartarus/internal/testkit"
+	"github.com/tartarus-vm/tartarus/test/realvm"
 )
 
 func TestMain(m *testing.M) {
@@ -122,23 +123,7 @@ func setup(env *testscript.Env) error {
 		return err
 	}
 	env.Setenv("REPO", repo)
-	if err := os.CopyFS(state, os.DirFS(from)); err != nil {
-		return err
-	}
-	return filepath.WalkDir(state, private)
-}
-
-// private gives folders and files the modes that CopyFS did not keep.
-func private(path string, d os.DirEntry, err error) error {
-	switch {
-	case err != nil:
-		return err
-	case d.IsDir():
-		return os.Chmod(path, 0o700)
-	case strings.Contains(path, "/blobs/blobs/"):
-		return os.Chmod(path, 0o444)
-	}
-	return os.Chmod(path, 0o600)
+	return realvm.CopyState(from, state)
 }
 
 // leftovers are processes, mounts and folders of VMs on the state.
