@@ -35,7 +35,7 @@ func run() error {
 	if unix.Getpid() != 1 {
 		return errors.New("this is the init of a guest; it has no other use")
 	}
-	defaultSignals()
+	ignoreSignals()
 	if err := mountKernel(); err != nil {
 		return err
 	}
@@ -63,11 +63,14 @@ func say(line string) {
 	_, _ = unix.Write(2, []byte("tartarus-guest: "+strings.ReplaceAll(line, "\n", " ")+"\n"))
 }
 
-// defaultSignals takes back the handlers that Go's runtime installs for
-// signals that would end the process. With the default action the kernel keeps
-// them from PID 1; with Go's, a `kill 1` of root would end the guest.
-func defaultSignals() {
-	var action [32]byte // struct sigaction of the kernel: SIG_DFL, no flags
+// ignoreSignals takes back the handlers that Go's runtime installs for signals
+// that would end the process: with them a `kill 1` of root would end the guest.
+// The default action is not enough. The kernel keeps such signals from PID 1
+// but when they come while its first thread blocks them, as Go's does to fork;
+// it then finds a thread that does not, and ends them all. Commands get the
+// default action: Go gives it back in each child for what it once handled.
+func ignoreSignals() {
+	action := [32]byte{1} // struct sigaction of the kernel: SIG_IGN, no flags
 	for _, sig := range []unix.Signal{unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2,
 		unix.SIGPIPE, unix.SIGALRM, unix.SIGTERM, unix.SIGABRT, unix.SIGTRAP, unix.SIGSYS, unix.SIGXCPU,
 		unix.SIGXFSZ, unix.SIGVTALRM, unix.SIGIO, unix.SIGPWR, unix.SIGSTKFLT} {

@@ -230,6 +230,15 @@ func testInitIsSafe(t *testing.T, b *booted) {
 		t.Errorf("exit %+v: %q %q", e, out, errs)
 	}
 	b.expect(t, "echo still", "still\n")
+	// While init forks, its first thread blocks signals and its others do not.
+	storm := begin(t, b.Session, guestwire.Start{Argv: []string{"sh", "-c", "while :; do kill -HUP 1; kill -TERM 1; done"}, Cwd: "/", User: "root"}, nil)
+	for range 30 {
+		b.expect(t, "echo on", "on\n")
+	}
+	if err := storm.Signal(t.Context(), int(syscall.SIGKILL)); err != nil {
+		t.Fatal(err)
+	}
+	wait(t, storm)
 }
 
 func testLimits(t *testing.T, b *booted) {
