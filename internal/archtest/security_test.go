@@ -8,12 +8,19 @@ import (
 	"testing"
 )
 
-// claim is a test as docs/security.md names it: a package, then tests of it.
+// claim is a test as a page of claims names it: a package, then tests of it.
 var claim = regexp.MustCompile("`((?:internal|test|client|examples)/[\\w/]+) ((?:Test|Fuzz)\\w+)`|`((?:Test|Fuzz)\\w+)`")
 
-// TestSecurityClaims insists that every test that the page names is there.
+// TestSecurityClaims insists that every test that the pages name is there.
 func TestSecurityClaims(t *testing.T) {
-	page, err := os.ReadFile(filepath.Join(root(t), "docs", "security.md"))
+	for _, page := range []string{"docs/security.md", "docs/clones.md"} {
+		checkClaims(t, page)
+	}
+}
+
+func checkClaims(t *testing.T, name string) {
+	t.Helper()
+	page, err := os.ReadFile(filepath.Join(root(t), name))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -21,18 +28,18 @@ func TestSecurityClaims(t *testing.T) {
 	for line := range strings.Lines(string(page)) {
 		pkg := ""
 		for _, m := range claim.FindAllStringSubmatch(line, -1) {
-			name := m[3]
+			test := m[3]
 			if m[1] != "" {
-				pkg, name = m[1], m[2]
+				pkg, test = m[1], m[2]
 			}
 			seen++
-			if !hasTest(t, pkg, name) {
-				t.Errorf("docs/security.md names %s %s, which is not there", pkg, name)
+			if !hasTest(t, pkg, test) {
+				t.Errorf("%s names %s %s, which is not there", name, pkg, test)
 			}
 		}
 	}
 	if seen == 0 {
-		t.Error("no claim was seen: the test is blind")
+		t.Errorf("no claim was seen in %s: the test is blind", name)
 	}
 }
 

@@ -129,6 +129,12 @@ func NewState(t *testing.T) string {
 	if err != nil {
 		t.Fatalf("preparing: %v (is everything installed? scripts/deps.sh run test)", err)
 	}
+	return OwnState(t, from)
+}
+
+// OwnState is a copy of a prepared state folder for the test alone.
+func OwnState(t *testing.T, from string) string {
+	t.Helper()
 	top, err := os.MkdirTemp("", "tartarus-e2e-")
 	if err != nil {
 		t.Fatal(err)
