@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/tartarus-vm/tartarus/internal/guest/guestwire"
 )
 
 // The kernel measures the APIC's timer against the TSC when it boots. A VMM
@@ -38,7 +40,14 @@ func checkClock() (time.Duration, error) {
 			return 0, err
 		}
 	}
-	return judgeClock(strings.TrimSpace(device), list, runtime.NumCPU())
+	wake, err := judgeClock(strings.TrimSpace(device), list, runtime.NumCPU())
+	if err != nil || wake == 0 {
+		return 0, err
+	}
+	if asked(guestwire.WordExactClock) {
+		return 0, errors.New("the kernel measured the APIC's timer too fast, which all clones would have to mend")
+	}
+	return wake, nil
 }
 
 // apicRate is that of the APIC's timer, in ticks a nanosecond times 2^32, as

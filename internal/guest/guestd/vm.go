@@ -32,14 +32,11 @@ func newVM() (*vm, error) {
 		return nil, err
 	}
 	// A host that wants to know why there is no root asks for one.
-	if v.staged = stage(); v.staged == nil && asked(warmWord) {
+	if v.staged = stage(); v.staged == nil && asked(guestwire.WordWarm) {
 		readAhead(lowerFolder)
 	}
 	return v, nil
 }
-
-// warmWord on the kernel's command line says that this machine will be saved.
-const warmWord = "tartarus.warm"
 
 // asked reports whether a word is on the kernel's command line.
 func asked(word string) bool {

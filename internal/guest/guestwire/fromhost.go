@@ -31,6 +31,17 @@ const (
 	RootInitramfs                 // what the guest booted with: for trials without disks
 )
 
+// Words on the kernel's command line, for the init of a guest that will be
+// saved.
+const (
+	// WordWarm has it read the files of its template that commands read first.
+	WordWarm = "tartarus.warm"
+
+	// WordExactClock has it give up a boot whose timer it would have to mend
+	// for as long as the guest lives: all that go on from it would wake for that.
+	WordExactClock = "tartarus.exactclock"
+)
+
 // Setup gives a guest its identity and limits. It is the first request, and may
 // come again as long as the guest has no process: a VM that waited for its
 // sandbox becomes that sandbox's with it.

@@ -19,6 +19,7 @@ import (
 
 	"github.com/tartarus-vm/tartarus/internal/fault"
 	"github.com/tartarus-vm/tartarus/internal/guest/guestdial"
+	"github.com/tartarus-vm/tartarus/internal/guest/guestwire"
 	"github.com/tartarus-vm/tartarus/internal/node/nyx"
 	"github.com/tartarus-vm/tartarus/internal/node/tartarus"
 	"github.com/tartarus-vm/tartarus/internal/sandbox"
@@ -253,12 +254,10 @@ func (m *Maker) take(ctx context.Context, s nyx.Shape, to *tartarus.SnapshotFile
 	defer lifeline.Close()
 	var vm tartarus.VM
 	err = m.pass("snapshot boot", id, func() error {
-		vm, _, err = tartarus.Boot(ctx, m.cfg.Driver, tartarus.Spec{
-			ID: id, Dir: vmDir, Kernel: bundle.Kernel, Initrd: bundle.Initrd, Cmdline: strings.TrimSpace(bundle.Cmdline + " " + warmWord), Root: root, Scratch: scratch,
+		vm, err = m.boot(ctx, tartarus.Spec{
+			ID: id, Dir: vmDir, Kernel: bundle.Kernel, Initrd: bundle.Initrd, Cmdline: strings.TrimSpace(bundle.Cmdline + " " + guestwire.WordWarm), Root: root, Scratch: scratch,
 			VCPUs: s.VCPUs, MemoryMiB: s.MemoryMiB, Lifeline: lifeline, Save: to,
-		}, func(ctx context.Context, vm tartarus.VM) error {
-			return guestdial.Hello(ctx, guestdial.Config{Dial: vm.Dial, Logger: m.cfg.Logger})
-		}, m.cfg.Boot)
+		})
 		return err
 	})
 	if err == nil {
@@ -272,10 +271,27 @@ func (m *Maker) take(ctx context.Context, s nyx.Shape, to *tartarus.SnapshotFile
 	return errors.Join(err, vm.Kill(kctx))
 }
 
-const vmFolder = "vm"
+// exactAttempts is how often a guest with an exact clock is tried for, before
+// any is good enough: on a busy host some boots have none.
+const exactAttempts = 3
 
-// warmWord has a guest read the files of its template that commands read first.
-const warmWord = "tartarus.warm"
+// boot brings a VM up to where its guest waits for orders.
+func (m *Maker) boot(ctx context.Context, s tartarus.Spec) (tartarus.VM, error) {
+	hello := func(ctx context.Context, vm tartarus.VM) error {
+		return guestdial.Hello(ctx, guestdial.Config{Dial: vm.Dial, Logger: m.cfg.Logger})
+	}
+	exact, few := s, m.cfg.Boot
+	exact.Cmdline, few.Attempts = s.Cmdline+" "+guestwire.WordExactClock, exactAttempts
+	vm, _, err := tartarus.Boot(ctx, m.cfg.Driver, exact, hello, few)
+	if err == nil || ctx.Err() != nil || !fault.Is(err, fault.Unavailable) {
+		return vm, err
+	}
+	m.cfg.Logger.Warn("no guest with an exact clock could be booted for a snapshot", "error", err)
+	vm, _, err = tartarus.Boot(ctx, m.cfg.Driver, s, hello, m.cfg.Boot)
+	return vm, err
+}
+
+const vmFolder = "vm"
 
 // Sweep ends and removes what an earlier process left half made.
 func (m *Maker) Sweep(ctx context.Context) error {

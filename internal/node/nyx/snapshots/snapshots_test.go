@@ -13,6 +13,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/tartarus-vm/tartarus/internal/guest/guestwire"
 	"github.com/tartarus-vm/tartarus/internal/node/nyx"
 	"github.com/tartarus-vm/tartarus/internal/node/nyx/snapshots"
 	"github.com/tartarus-vm/tartarus/internal/node/tartarus"
@@ -147,6 +148,26 @@ func TestAsked(t *testing.T) {
 	}
 	w.maker.Forget(w.shape(128))
 	w.await(t, w.shape(128))
+}
+
+// A guest that is saved should have a clock that need not be mended; where
+// none can be had, any is good enough.
+func TestExactClock(t *testing.T) {
+	var exact, others atomic.Int32
+	w := newWorld(t, func(_ int, s tartarus.Spec) fakevm.Script {
+		if strings.HasSuffix(s.Cmdline, " "+guestwire.WordExactClock) {
+			exact.Add(1)
+			return fakevm.Script{NeverBoots: true, EndAfter: time.Millisecond}
+		}
+		others.Add(1)
+		return fakevm.Script{}
+	})
+	w.maker.Open(t.Context(), w.shape(128))
+	w.start(t)
+	w.await(t, w.shape(128))
+	if exact.Load() != 3 || others.Load() != 1 {
+		t.Errorf("%d boots were to be exact, %d not", exact.Load(), others.Load())
+	}
 }
 
 // TestFails: a shape that cannot be made is left alone, and others are made.
