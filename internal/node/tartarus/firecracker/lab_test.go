@@ -153,7 +153,8 @@ func TestLabDriver(t *testing.T) {
 		Flood: func(n int) []string {
 			return []string{"sh", "-c", "mknod /dev/c c 4 64; head -c " + strconv.Itoa(n) + " /dev/zero | tr '\\0' y >/dev/c"}
 		},
-		User: "root",
+		User:  "root",
+		Shell: []string{"sh", "-c"},
 		// Each byte is an exit of a guest in an emulated guest, a millisecond;
 		// that the ring is bounded is seen with the stand-in.
 		Flooding: 8 << 10,
