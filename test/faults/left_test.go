@@ -136,10 +136,31 @@ func (c *cell) open() error {
 	if err := os.Mkdir(c.state, 0o700); err != nil {
 		return err
 	}
-	if err := unix.Mount("small", c.state, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0700,size=384m"); err != nil {
+	taken, err := onDisk(from)
+	if err != nil {
+		return err
+	}
+	size := fmt.Sprintf("mode=0700,size=%d", taken+smallDisk)
+	if err := unix.Mount("small", c.state, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, size); err != nil {
 		return err
 	}
 	return clone(from, c.state, testkit.CopyFile)
+}
+
+// smallDisk is beside what the images take.
+const smallDisk = 160 << 20
+
+// onDisk is what the files below dir take of their disk.
+func onDisk(dir string) (n int64, err error) {
+	err = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		var st unix.Stat_t
+		if err == nil {
+			err = unix.Lstat(path, &st)
+		}
+		n += st.Blocks * 512
+		return err
+	})
+	return n, err
 }
 
 func (c *cell) close() error {

@@ -81,9 +81,9 @@ func (b boot) args() []string {
 		"-device", "virtio-serial-device",
 		"-chardev", socketChardev("channel", fdGuest), "-device", "virtserialport,chardev=channel,id=" + portID + ",name=" + portName,
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
-	}
-	if b.spec.Restore == nil { // what is restored has its kernel in memory
-		a = append(a, "-kernel", b.spec.Kernel, "-initrd", b.spec.Initrd, "-append", b.cmdline())
+		// Of a restored one, too, which has its kernel in memory: without it
+		// microvm has no way to be reset, and a guest that ends so would stay.
+		"-kernel", b.spec.Kernel, "-initrd", b.spec.Initrd, "-append", b.cmdline(),
 	}
 	if b.accel == "kvm" {
 		a = append(a, "-accel", "kvm", "-cpu", "host")
