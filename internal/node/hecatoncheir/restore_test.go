@@ -27,7 +27,8 @@ type album struct {
 func newAlbum(t *testing.T, state string) *album {
 	t.Helper()
 	a := &album{dir: t.TempDir()}
-	if err := errors.Join(os.WriteFile(filepath.Join(a.dir, "memory"), nil, 0o600),
+	memory := filepath.Join(a.dir, "memory")
+	if err := errors.Join(os.WriteFile(memory, nil, 0o600), os.Truncate(memory, 128<<20),
 		os.WriteFile(filepath.Join(a.dir, "state"), []byte(state), 0o600)); err != nil {
 		t.Fatal(err)
 	}

@@ -258,6 +258,9 @@ func (v *VM) restore() error {
 	if n, err := fmt.Sscanf(string(text), savedState, &generation); n != 1 || err != nil {
 		return fault.New(fault.Conflict, "the state is not a fake VM's")
 	}
+	if st, err := v.spec.Restore.Memory.Stat(); err != nil || st.Size() != v.spec.MemoryMiB<<20 {
+		return fault.New(fault.Conflict, "the memory is not of the VM's size")
+	}
 	v.guest.generation = generation
 	v.script.BootDelay = 0
 	return nil
