@@ -117,7 +117,7 @@ func garbage(name string) error {
 // not reach the disk as it was.
 func flipEnd(name string) error {
 	b, err := os.ReadFile(name)
-	if err != nil {
+	if err != nil || len(b) == 0 { // the log was emptied just before: it has no end
 		return err
 	}
 	end := slices.Clone(b[max(0, len(b)-4120):])

@@ -124,8 +124,8 @@ func (c *cell) open() error {
 	case aRefusal: // its node is not asked for some seconds
 		text = strings.Replace(policy, "capacity_wait: 1s", "capacity_wait: 10s", 1)
 	}
-	if c.real { // which boot on a busy machine
-		text = strings.NewReplacer("running: 6", "running: 3", "{template: base", "{template: base, start_timeout: 5m").Replace(text)
+	if c.real { // on a busy machine, in the shape that there is a snapshot of
+		text = strings.NewReplacer("running: 6", "running: 3", "{template: base", "{template: base, start_timeout: 5m", ", resources: {disk_mib: 16}", "").Replace(text)
 	}
 	if err := os.WriteFile(filepath.Join(c.dir, "policy.yaml"), []byte(text), 0o600); err != nil {
 		return err

@@ -92,6 +92,13 @@ func check(in io.Reader, out io.Writer, must map[string]bool) error {
 					if text != nil {
 						fmt.Fprint(out, text.String())
 					}
+					// A panic is told as what a test said that has no end.
+					for _, k := range slices.Sorted(maps.Keys(output)) {
+						if strings.HasPrefix(k, key) {
+							fmt.Fprint(out, output[k].String())
+							delete(output, k)
+						}
+					}
 				}
 				continue
 			}
