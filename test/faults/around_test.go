@@ -215,7 +215,8 @@ func secondUp(c *cell, s *server) error {
 	return nil
 }
 
-// untilRunning asks for all jobs and waits until one runs.
+// untilRunning asks for all jobs and waits until the one runs that goes on until
+// it is killed, or has run.
 func (c *cell) untilRunning(s *server) error {
 	c.holds = true
 	defer func() { c.holds = false }()
@@ -223,7 +224,7 @@ func (c *cell) untilRunning(s *server) error {
 		if err := c.step(s); err != nil {
 			return err
 		}
-		if slices.ContainsFunc(c.jobs, func(j *job) bool { return j.kill && j.rec.State == "running" }) {
+		if slices.ContainsFunc(c.jobs, func(j *job) bool { return j.kill && (j.rec.State == "running" || j.rec.ended()) }) {
 			return nil
 		}
 		if s.isGone() || time.Now().After(end) {
