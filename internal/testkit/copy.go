@@ -1,10 +1,10 @@
 package testkit
 
 import (
-	"bytes"
 	"errors"
-	"io"
 	"os"
+
+	"github.com/tartarus-vm/tartarus/internal/sparse"
 )
 
 // CopyFile copies what is in a file, for its owner alone; runs of zeros become
@@ -19,25 +19,9 @@ func CopyFile(from, to string) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(copyHoles(out, in), out.Close())
-}
-
-func copyHoles(out *os.File, in io.Reader) error {
-	const block = 64 << 10
-	buf, zeros := make([]byte, block), make([]byte, block)
-	for at := int64(0); ; {
-		n, err := io.ReadFull(in, buf)
-		if n > 0 && !bytes.Equal(buf[:n], zeros[:n]) {
-			if _, err := out.WriteAt(buf[:n], at); err != nil {
-				return err
-			}
-		}
-		at += int64(n)
-		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-			return out.Truncate(at)
-		}
-		if err != nil {
-			return err
-		}
+	st, err := in.Stat()
+	if err == nil {
+		err = sparse.Copy(out, in, st.Size())
 	}
+	return errors.Join(err, out.Close())
 }

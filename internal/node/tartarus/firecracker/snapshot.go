@@ -16,7 +16,7 @@ import (
 	"github.com/tartarus-vm/tartarus/internal/fault"
 	"github.com/tartarus-vm/tartarus/internal/node/launcher"
 	"github.com/tartarus-vm/tartarus/internal/node/tartarus/firecracker/fcapi"
-	"github.com/tartarus-vm/tartarus/internal/node/tartarus/vmproc"
+	"github.com/tartarus-vm/tartarus/internal/sparse"
 )
 
 // A VM that will be saved has two files of its own for Firecracker to write,
@@ -192,5 +192,5 @@ func (d *folder) copyOut(name string, to *os.File, least, most int64) error {
 	if st.Size() < least || st.Size() > most {
 		return fmt.Errorf("%s has %d bytes, where %d to %d belong", name, st.Size(), least, most)
 	}
-	return vmproc.CopySparse(to, f, st.Size())
+	return sparse.Copy(to, f, st.Size())
 }

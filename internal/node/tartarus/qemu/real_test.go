@@ -265,3 +265,36 @@ func copyFile(t *testing.T, from, to string, mode os.FileMode) {
 		t.Fatal(err)
 	}
 }
+
+// TestSealedCopy: a sealed copy is of what the file holds now, and nobody can
+// write it.
+func TestSealedCopy(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "memory")
+	var m memories
+	for _, want := range []string{"first", "the second"} {
+		if err := os.WriteFile(name, []byte(want), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		f, err := os.Open(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		for range 2 {
+			c, err := m.sealed(f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := io.ReadAll(io.NewSectionReader(c, 0, 100))
+			if err != nil || string(got) != want {
+				t.Errorf("the copy of %q is %q (%v)", want, got, err)
+			}
+			if _, err := c.WriteAt([]byte("x"), 0); err == nil {
+				t.Error("a sealed copy was written")
+			}
+		}
+	}
+	if len(m.all) != 2 {
+		t.Errorf("there are %d copies", len(m.all))
+	}
+}

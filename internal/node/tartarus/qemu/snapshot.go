@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tartarus-vm/tartarus/internal/fault"
-	"github.com/tartarus-vm/tartarus/internal/node/tartarus/vmproc"
+	"github.com/tartarus-vm/tartarus/internal/sparse"
 )
 
 // A VM that will be saved has its memory in a file that QEMU shares with us,
@@ -58,8 +58,13 @@ type memory struct {
 	used  uint64 // guarded by memories.mu
 }
 
-// fileID tells a file that nobody replaced.
-type fileID struct{ dev, ino uint64 }
+// fileID tells a file that nobody wrote or replaced: the number of one that was
+// removed may be another's now.
+type fileID struct {
+	dev, ino     uint64
+	size         int64
+	mtime, ctime unix.Timespec
+}
 
 // maxMemories bounds how many copies are kept: each takes as much of the
 // host's memory as its guest had touched.
@@ -72,7 +77,7 @@ func (m *memories) sealed(f *os.File) (*os.File, error) {
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
 		return nil, os.NewSyscallError("fstat", err)
 	}
-	id := fileID{st.Dev, st.Ino}
+	id := fileID{st.Dev, st.Ino, st.Size, st.Mtim, st.Ctim}
 	m.mu.Lock()
 	c := m.all[id]
 	mine := c == nil
@@ -121,7 +126,7 @@ func sealedCopy(from *os.File, size int64) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = vmproc.CopySparse(to, from, size)
+	err = sparse.Copy(to, from, size)
 	if err == nil {
 		_, err = unix.FcntlInt(to.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_SEAL|unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_WRITE)
 	}
@@ -157,7 +162,7 @@ func (v *vm) save(ctx context.Context) error {
 	if err := v.migrated(ctx); err != nil {
 		return err
 	}
-	return vmproc.CopySparse(v.spec.Save.Memory, v.memory, v.spec.MemoryMiB<<20)
+	return sparse.Copy(v.spec.Save.Memory, v.memory, v.spec.MemoryMiB<<20)
 }
 
 // migrationPause is between two looks at a migration of some 60 kB.

@@ -39,6 +39,7 @@ import (
 	"github.com/tartarus-vm/tartarus/internal/fault"
 	"github.com/tartarus-vm/tartarus/internal/record/erebus"
 	"github.com/tartarus-vm/tartarus/internal/sandbox"
+	"github.com/tartarus-vm/tartarus/internal/sparse"
 )
 
 // Config is where a store is.
@@ -117,11 +118,11 @@ func (s *Store) Put(ctx context.Context, r io.Reader) (sandbox.Digest, error) {
 
 // fill writes r to f durably, zeros as holes, and returns its name.
 func (s *Store) fill(ctx context.Context, f *os.File, r io.Reader) (sandbox.Digest, error) {
-	h, to := sha256.New(), &sparse{f: f}
+	h, to := sha256.New(), sparse.NewWriter(f)
 	if _, err := erebus.Copy(ctx, io.MultiWriter(to, h), r); err != nil {
 		return "", err
 	}
-	if err := to.end(); err != nil {
+	if err := to.End(); err != nil {
 		return "", err
 	}
 	if err := f.Chmod(blobMode); err != nil {

@@ -287,13 +287,12 @@ func TestFullDisk(t *testing.T) {
 	}
 }
 
-// Several processes store, read and collect the same few blobs.
-func TestProcesses(t *testing.T) {
-	t.Parallel()
-	dir := t.TempDir()
+// playAtOnce has n processes play a role, and waits for them.
+func playAtOnce(t *testing.T, n int, role, dir string) {
+	t.Helper()
 	var cmds []*exec.Cmd
-	for range 3 {
-		cmd := play(t, "writer", dir)
+	for range n {
+		cmd := play(t, role, dir)
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
@@ -304,6 +303,13 @@ func TestProcesses(t *testing.T) {
 			t.Errorf("one of the processes: %v", err)
 		}
 	}
+}
+
+// Several processes store, read and collect the same few blobs.
+func TestProcesses(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	playAtOnce(t, 3, "writer", dir)
 	left, err := files(dir)
 	if err != nil {
 		t.Fatal(err)

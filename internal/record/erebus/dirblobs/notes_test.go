@@ -9,7 +9,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -450,19 +449,7 @@ func TestWithoutNotes(t *testing.T) {
 func TestNotesOfTwoProcesses(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	var cmds []*exec.Cmd
-	for range 2 {
-		cmd := play(t, "noter", dir)
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		cmds = append(cmds, cmd)
-	}
-	for _, cmd := range cmds {
-		if err := cmd.Wait(); err != nil {
-			t.Errorf("one of the processes: %v", err)
-		}
-	}
+	playAtOnce(t, 2, "noter", dir)
 	s := open(t, dir)
 	for fill := range byte(noterBlobs) {
 		d := erebus.Digest(large(fill))

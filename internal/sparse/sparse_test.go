@@ -1,4 +1,4 @@
-package vmproc
+package sparse
 
 import (
 	"bytes"
@@ -9,9 +9,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestCopySparse: a copy reads the same, and takes no room for zeros, whether
+// TestCopy: a copy reads the same, and takes no room for zeros, whether
 // they were written or not.
-func TestCopySparse(t *testing.T) {
+func TestCopy(t *testing.T) {
 	dir := t.TempDir()
 	open := func(name string) *os.File {
 		f, err := os.OpenFile(filepath.Join(dir, name), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
@@ -21,7 +21,7 @@ func TestCopySparse(t *testing.T) {
 		t.Cleanup(func() { _ = f.Close() })
 		return f
 	}
-	page := bytes.Repeat([]byte{7}, sparsePage)
+	page := bytes.Repeat([]byte{7}, blockSize)
 	for name, c := range map[string]struct {
 		size  int64
 		write map[int64][]byte
@@ -31,22 +31,22 @@ func TestCopySparse(t *testing.T) {
 		"hole":       {8 << 20, nil, 0},
 		"zeros":      {4 << 20, map[int64][]byte{0: make([]byte, 4<<20)}, 0},
 		"dense":      {3 << 20, map[int64][]byte{0: bytes.Repeat([]byte{1}, 3<<20)}, 3 << 20},
-		"islands":    {16 << 20, map[int64][]byte{0: make([]byte, 8<<20), 5 * sparsePage: page, sparseChunk - sparsePage: page, sparseChunk: page, 15 << 20: page}, 64 << 10},
-		"odd end":    {2*sparsePage + 9, map[int64][]byte{2*sparsePage + 8: {1}}, sparsePage},
-		"odd zeros":  {sparsePage + 9, map[int64][]byte{0: page, sparsePage: make([]byte, 9)}, sparsePage},
-		"in between": {4 * sparsePage, map[int64][]byte{sparsePage - 1: {1, 1}}, 2 * sparsePage},
+		"islands":    {16 << 20, map[int64][]byte{0: make([]byte, 8<<20), 5 * blockSize: page, chunk - blockSize: page, chunk: page, 15 << 20: page}, 64 << 10},
+		"odd end":    {2*blockSize + 9, map[int64][]byte{2*blockSize + 8: {1}}, blockSize},
+		"odd zeros":  {blockSize + 9, map[int64][]byte{0: page, blockSize: make([]byte, 9)}, blockSize},
+		"in between": {4 * blockSize, map[int64][]byte{blockSize - 1: {1, 1}}, 2 * blockSize},
 	} {
 		t.Run(name, func(t *testing.T) {
 			from, to := open(name), open(name+" copied")
 			if err := from.Truncate(c.size); err != nil {
 				t.Fatal(err)
 			}
-			for _, at := range []int64{0, sparsePage - 1, sparsePage, 5 * sparsePage, 2*sparsePage + 8, sparseChunk - sparsePage, sparseChunk, 15 << 20} {
+			for _, at := range []int64{0, blockSize - 1, blockSize, 5 * blockSize, 2*blockSize + 8, chunk - blockSize, chunk, 15 << 20} {
 				if _, err := from.WriteAt(c.write[at], at); err != nil {
 					t.Fatal(err)
 				}
 			}
-			if err := CopySparse(to, from, c.size); err != nil {
+			if err := Copy(to, from, c.size); err != nil {
 				t.Fatal(err)
 			}
 			want, err1 := os.ReadFile(from.Name())
