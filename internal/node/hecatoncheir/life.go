@@ -104,7 +104,7 @@ func newLife(a *Agent, o offer) *life {
 	}
 	l.tell = newTeller(a, l.assignment, sandbox.Progress{Runtime: sandbox.Runtime{
 		Driver: info.Name, Version: info.Version, Accelerator: info.Accelerator,
-		Start: startCold, Attempt: l.assignment.Attempt,
+		Attempt: l.assignment.Attempt, // and how it starts, when that is known
 	}}, o.logger)
 	return l
 }

@@ -96,7 +96,7 @@ func (a *Agent) lostEnd(ctx context.Context, e journal.Entry) sandbox.End {
 	if e.VM != (tartarus.Handle{}) {
 		info := a.cfg.Driver.Info()
 		end.Progress.Runtime = sandbox.Runtime{
-			Driver: info.Name, Version: info.Version, Accelerator: info.Accelerator, Start: startCold, Attempt: e.Assignment.Attempt,
+			Driver: info.Name, Version: info.Version, Accelerator: info.Accelerator, Start: e.Start, Attempt: e.Assignment.Attempt,
 		}
 	}
 	if !e.StartedAt.IsZero() {

@@ -31,6 +31,7 @@ type standby struct {
 	slot  int
 	vm    tartarus.VM
 	guest Guest
+	held  *os.File        // the end of its lifeline that the kernel closes when this process dies
 	used  tartarus.Sample // before its sandbox began
 }
 
@@ -88,8 +89,7 @@ func newPool(a *Agent) *pool {
 	return p
 }
 
-// start begins to keep VMs. stop ends those that wait; running ends with those
-// that serve.
+// start begins to keep VMs. stop ends those that wait, and running with them.
 func (p *pool) start() { p.running.Go(func() { p.run(p.ctx) }) }
 
 func (a *Agent) standbysDir() string { return filepath.Join(a.cfg.Dir, "standby") }
@@ -267,7 +267,11 @@ func (p *pool) add(s *standby) {
 	p.ready[s.shape] = append(p.ready[s.shape], s)
 	p.mu.Unlock()
 	p.wg.Go(func() {
-		<-s.vm.Done() // taken or not, every VM ends
+		select {
+		case <-s.vm.Done():
+		case <-p.ctx.Done(): // run ends those that wait, and lives those that serve
+			return
+		}
 		p.mu.Lock()
 		i := slices.Index(p.ready[s.shape], s)
 		if i >= 0 {
@@ -323,11 +327,11 @@ func (p *pool) restore(ctx context.Context, s *standby, r sandbox.Resolved, snap
 	if err := p.a.cfg.Scratch.Create(ctx, s.scratch(), r.Resources.DiskMiB); err != nil {
 		return err
 	}
-	// held is closed by the kernel when this process dies.
 	lifeline, held, err := os.Pipe()
 	if err != nil {
 		return err
 	}
+	s.held = held
 	defer lifeline.Close()
 	spec := tartarus.Spec{
 		ID: s.id, Dir: vmDir, Kernel: files.bundle.Kernel, Initrd: files.bundle.Initrd, Cmdline: files.bundle.Cmdline,
@@ -340,17 +344,11 @@ func (p *pool) restore(ctx context.Context, s *standby, r sandbox.Resolved, snap
 		return err
 	}, restorePolicy)
 	if err != nil {
-		_ = held.Close()
 		if ctx.Err() == nil {
 			p.a.cfg.Snapshots.Forget(s.shape)
 		}
 		return err
 	}
-	vm := s.vm
-	p.wg.Go(func() {
-		<-vm.Done()
-		_ = held.Close()
-	})
 	if err := s.warm(ctx, r); err != nil {
 		return fmt.Errorf("warming: %w", err)
 	}
@@ -389,6 +387,9 @@ func (p *pool) discard(s *standby) {
 	var err error
 	if s.vm != nil {
 		err = s.vm.Kill(ctx)
+	}
+	if s.held != nil {
+		_ = s.held.Close()
 	}
 	if err == nil {
 		err = p.a.pass("standby end", s.id, func() error { return p.a.removeStandby(ctx, s.dir) })

@@ -188,8 +188,9 @@ func TestStandbyCrash(t *testing.T) {
 	w.c.awaitState(t, as, sandbox.Running)
 	w.waiting(1)
 	w.crash()
-	if got := w.c.awaitEnd(t, as); got.end.Exit.Cause != sandbox.NodeLost {
-		t.Errorf("exit %+v", got.end.Exit)
+	got := w.c.awaitEnd(t, as)
+	if got.end.Exit.Cause != sandbox.NodeLost || got.end.Progress.Runtime.Start != startStandby {
+		t.Errorf("exit %+v of one that was started %q", got.end.Exit, got.end.Progress.Runtime.Start)
 	}
 	if left, err := os.ReadDir(w.a.standbysDir()); len(left) > 0 || err != nil {
 		t.Errorf("left of standby VMs: %v (%v)", left, err)

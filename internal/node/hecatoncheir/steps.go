@@ -177,7 +177,7 @@ func (l *life) wipeScratch(ctx context.Context) error {
 func (l *life) boot(ctx context.Context) error {
 	if s := l.standby; s != nil {
 		l.vm, l.guest = s.vm, s.guest
-		if err := l.a.write("vm", l.id, func(e *journal.Entry) { e.VM = s.vm.Handle() }); err != nil {
+		if err := l.a.write("vm", l.id, func(e *journal.Entry) { e.VM, e.Start = s.vm.Handle(), startStandby }); err != nil {
 			return err
 		}
 		l.tell.vmReady(time.Now(), startStandby, s.vm.Isolation())
@@ -199,24 +199,10 @@ func (l *life) boot(ctx context.Context) error {
 	if c := l.card; c != nil {
 		spec.NIC = &tartarus.NIC{MAC: c.MAC, TAP: c.TAP, Namespace: c.Namespace, Device: c.Device}
 	}
-	start := startRestored
-	up, err := l.goOn(ctx, spec)
-	if up == nil && err == nil {
-		start = startCold
-		up, err = l.bring(ctx, spec, l.a.cfg.Boot)
-	}
-	if err != nil {
+	if up, err := l.goOn(ctx, spec); up || err != nil {
 		return err
 	}
-	l.vm, l.guest = up.vm, up.guest
-	l.tell.vmReady(time.Now(), start, up.vm.Isolation())
-	return nil
-}
-
-// running is a VM whose guest answers.
-type running struct {
-	vm    tartarus.VM
-	guest Guest
+	return l.bring(ctx, spec, startCold, l.a.cfg.Boot)
 }
 
 // restorePolicy is for a VM that goes on from a snapshot: it answers within
@@ -224,35 +210,35 @@ type running struct {
 // what comes next.
 var restorePolicy = tartarus.BootPolicy{Attempts: 1, Timeout: 15 * time.Second, CPU: 10 * time.Second}
 
-// goOn starts the VM from the snapshot of its shape; nil without an error
+// goOn starts the VM from the snapshot of its shape; false without an error
 // where there is none, or none that it can go on from.
-func (l *life) goOn(ctx context.Context, spec tartarus.Spec) (*running, error) {
+func (l *life) goOn(ctx context.Context, spec tartarus.Spec) (up bool, err error) {
 	if l.a.cfg.Snapshots == nil || spec.NIC != nil {
-		return nil, nil
+		return false, nil
 	}
 	shape := l.a.cfg.Snapshots.Shape(l.req.TemplateDigest, l.req.GuestDigest, l.req.Resources)
 	snapshot := l.a.cfg.Snapshots.Open(ctx, shape)
 	if snapshot == nil {
-		return nil, nil
+		return false, nil
 	}
 	defer snapshot.Close()
 	spec.Restore = &tartarus.SnapshotFiles{Memory: snapshot.Memory, State: snapshot.State}
-	up, err := l.bring(ctx, spec, restorePolicy)
+	err = l.bring(ctx, spec, startRestored, restorePolicy)
 	if err == nil || ctx.Err() != nil {
-		return up, err
+		return err == nil, err
 	}
 	l.logger.Warn("a VM cannot go on from its snapshot", "error", err)
 	l.a.cfg.Snapshots.Forget(shape)
-	return nil, nil
+	return false, nil
 }
 
-// bring starts a VM and reaches its guest. When it fails no VM is left.
-func (l *life) bring(ctx context.Context, spec tartarus.Spec, policy tartarus.BootPolicy) (*running, error) {
+// bring starts the VM and reaches its guest. When it fails no VM is left.
+func (l *life) bring(ctx context.Context, spec tartarus.Spec, start string, policy tartarus.BootPolicy) error {
 	var guest Guest
 	connect := func(ctx context.Context, vm tartarus.VM) error {
 		// A VM that the journal does not know of could not be found again.
 		handle := vm.Handle()
-		if err := l.a.write("vm", l.id, func(e *journal.Entry) { e.VM = handle }); err != nil {
+		if err := l.a.write("vm", l.id, func(e *journal.Entry) { e.VM, e.Start = handle, start }); err != nil {
 			return err
 		}
 		var err error
@@ -262,9 +248,11 @@ func (l *life) bring(ctx context.Context, spec tartarus.Spec, policy tartarus.Bo
 	policy.GivenUp = func(attempt int, vm tartarus.VM, why error) { l.bootGivenUp(attempt, vm, why) }
 	vm, _, err := tartarus.Boot(ctx, l.a.cfg.Driver, spec, connect, policy)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return &running{vm, guest}, nil
+	l.vm, l.guest = vm, guest
+	l.tell.vmReady(time.Now(), start, vm.Isolation())
+	return nil
 }
 
 // bootGivenUp keeps the console's last words, quoted: the guest may have

@@ -38,6 +38,7 @@ type Entry struct {
 	AcceptedAt time.Time          `json:"accepted_at,omitzero"` // the leave to execute came
 	StartedAt  time.Time          `json:"started_at,omitzero"`  // the order to execute is about to leave
 	VM         tartarus.Handle    `json:"vm"`                   // zero until it runs
+	Start      string             `json:"start,omitempty"`      // how it began, as in the record's runtime
 	UID        int                `json:"uid,omitempty"`
 	Card       string             `json:"card,omitempty"` // the port of its network card
 	End        *sandbox.End       `json:"end,omitempty"`  // not acknowledged yet
